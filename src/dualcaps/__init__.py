@@ -1,0 +1,31 @@
+"""Dual-attention capsule networks: train, evaluate and use the networks of Huang & Zhou 2020."""
+
+from dualcaps.data import DATA_SETS as DATA_SETS
+from dualcaps.data import Augmentation as Augmentation
+from dualcaps.data import ImageData as ImageData
+from dualcaps.data import Part as Part
+from dualcaps.data import load_data as load_data
+from dualcaps.errors import ConfigError as ConfigError
+from dualcaps.errors import DataError as DataError
+from dualcaps.errors import DualcapsError as DualcapsError
+from dualcaps.errors import ModelError as ModelError
+from dualcaps.errors import RunError as RunError
+from dualcaps.inference import Evaluation as Evaluation
+from dualcaps.inference import evaluate as evaluate
+from dualcaps.inference import load_model as load_model
+from dualcaps.inference import predict as predict
+from dualcaps.losses import cross_entropy as cross_entropy
+from dualcaps.losses import margin_loss as margin_loss
+from dualcaps.losses import reconstruction_loss as reconstruction_loss
+from dualcaps.models import MODELS as MODELS
+from dualcaps.models import CapsOutput as CapsOutput
+from dualcaps.models import ModelConfig as ModelConfig
+from dualcaps.models import Network as Network
+from dualcaps.models import count_parameters as count_parameters
+from dualcaps.models import create_model as create_model
+from dualcaps.routing import Routing as Routing
+from dualcaps.routing import route as route
+from dualcaps.routing import squash as squash
+from dualcaps.train import Result as Result
+from dualcaps.train import TrainConfig as TrainConfig
+from dualcaps.train import fit as fit

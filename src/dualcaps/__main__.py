@@ -1,0 +1,5 @@
+"""`python -m dualcaps`."""
+
+from dualcaps.cli import main
+
+main()

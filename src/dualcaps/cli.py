@@ -1,0 +1,323 @@
+"""The command line: parse, call one function, print what it returned."""
+
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from dualcaps import runs
+from dualcaps.data import load_data
+from dualcaps.data.formats import list_images
+from dualcaps.errors import DataError, DualcapsError
+from dualcaps.inference import evaluate_run, load_model, predict_files
+from dualcaps.models import MODELS, count_parameters, create_model
+from dualcaps.train import TrainConfig, fit, run_name
+
+_NETWORKS_OWN = tyro.conf.arg(help_behavior_hint="(default: the network's own)")
+_LARGEST_PRINTED_MATRIX = 12
+
+
+@dataclass(frozen=True)
+class Switches:
+    """What the network is to have different from its name's defaults."""
+
+    caps_attention: Annotated[Literal["none", "element", "capsule", "shared"] | None, _NETWORKS_OWN] = None
+    """What gates the votes: every number, every vote, or the same layers for each vote."""
+    iterations: Annotated[int | None, _NETWORKS_OWN] = None
+    """Routing iterations."""
+    squash_constant: Annotated[float | None, _NETWORKS_OWN] = None
+    """The constant k of the squash."""
+    update: Annotated[Literal["accumulate", "replace"] | None, _NETWORKS_OWN] = None
+    """Whether routing adds agreement to the logits or replaces them."""
+    extra_conv: bool = False
+    """Add the convolution 256 3x3 of the paper's Table 3."""
+    no_decoder: bool = False
+    """Leave out the decoder, and with it the reconstructions."""
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a network and keep the run in a folder."""
+
+    data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATA")] = "digits"
+    """A data set's name, or a folder with a sub-folder of images for each class."""
+    model: str = "da-capsnet"
+    """The network; `dualcaps models` lists them."""
+    out: Path | None = None
+    """Run folder, by default runs/<data>-<model>-seed<seed>, numbered if that exists."""
+    resume: bool = False
+    """Go on with the run where it stopped."""
+    data_dir: Path | None = None
+    """Folder to look into first for the files of a named data set."""
+    image_size: tuple[int, int] | None = None
+    """Height and width in pixels to bring the images to; by default their own if all have one of at
+    most 64 a side, otherwise 32 32."""
+    channels: Literal[1, 3] | None = None
+    """1 for grey, 3 for colour; by default what the images have."""
+    split_seed: int = 0
+    """Seed of the choice of held-out images."""
+    switches: tyro.conf.OmitArgPrefixes[Switches] = dataclasses.field(default_factory=Switches)
+    training: tyro.conf.OmitArgPrefixes[TrainConfig] = dataclasses.field(default_factory=TrainConfig)
+
+    def run(self) -> None:
+        """Load, build, train, print the result."""
+        data = load_data(
+            self.data,
+            data_dir=self.data_dir,
+            image_size=self.image_size,
+            channels=self.channels,
+            split_seed=self.split_seed,
+        )
+        torch.manual_seed(self.training.seed)
+        model = create_model(self.model, data.image_shape, len(data.classes), **self._switches())
+        channels, height, width = data.image_shape
+        progress = Console(stderr=True, highlight=False)
+        progress.print(
+            f"{self.model}, {count_parameters(model):,} parameters, on {data.name}: {len(data.train):,} training, "
+            f"{len(data.validation):,} validation, {len(data.test):,} test images of {height}x{width}x{channels} in "
+            f"{len(data.classes)} classes",
+            soft_wrap=True,
+        )
+        out = self.out
+        if out is None and self.resume:
+            out = runs.latest_run_path(run_name(data, model, self.training))
+        result = fit(model, data, self.training, out=out, resume=self.resume)
+        selected_on = "test" if self.training.protocol == "paper" else "validation"
+        table = Table.grid(padding=(0, 2))
+        for name, value in (
+            ("test accuracy", f"{100 * result.test_accuracy:.2f} % of {len(data.test):,} images"),
+            ("selected", f"epoch {result.selected_epoch}, {selected_on} {100 * result.selection_accuracy:.2f} %"),
+            ("trained", f"{len(result.history)} epochs, {sum(line['seconds'] for line in result.history):.0f} s"),
+            ("run", str(result.run)),
+            ("pictures", ", ".join(path.name for path in sorted(result.run.glob("*.png")))),
+        ):
+            table.add_row(name, value)
+        _stdout().print(table)
+
+    def _switches(self) -> dict[str, Any]:
+        """What was asked for; an option left alone is the network's own affair."""
+        chosen = {name: value for name, value in vars(self.switches).items() if value not in (None, False)}
+        if chosen.pop("no_decoder", False):
+            chosen["decoder"] = False
+        return chosen
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Count how often a trained network is right, class by class."""
+
+    trained: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """The folder of a finished run."""
+    data: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="DATA")] = None
+    """A data set's name or a folder of class sub-folders; by default the run's own test images."""
+    data_dir: Path | None = None
+    """Folder to look into first for the files of a named data set."""
+    device: str = "auto"
+    """auto, cpu, cuda, …"""
+    json: bool = False
+    """Print JSON: accuracy, each class's precision and recall (0 to 1), the confusion matrix."""
+
+    def run(self) -> None:
+        """Evaluate and print."""
+        evaluation, model = evaluate_run(self.trained, self.data, data_dir=self.data_dir, device=self.device)
+        confusion = evaluation.confusion
+        if self.json:
+            per_class = zip(model.classes, evaluation.precision, evaluation.recall, confusion.sum(axis=1), strict=True)
+            _print_json(
+                {
+                    "accuracy": evaluation.accuracy,
+                    "images": int(confusion.sum()),
+                    "classes": {
+                        name: {"precision": _number(precision), "recall": _number(recall), "images": int(images)}
+                        for name, precision, recall, images in per_class
+                    },
+                    "confusion": confusion.tolist(),
+                }
+            )
+            return
+        console = _stdout()
+        right = int(confusion.trace())
+        console.print(f"accuracy {100 * evaluation.accuracy:.2f} % ({right:,} of {confusion.sum():,} images)\n")
+        console.print(_class_table(model.classes, evaluation.precision, evaluation.recall, confusion))
+        if len(model.classes) <= _LARGEST_PRINTED_MATRIX:
+            console.print(_confusion_table(model.classes, confusion))
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Classify image files of any size and kind."""
+
+    trained: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """The folder of a finished run."""
+    images: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="IMAGE…")]
+    """Image files, and folders, whose images are all taken."""
+    top: int = 3
+    """How many classes to print for each image."""
+    device: str = "auto"
+    """auto, cpu, cuda, …"""
+    json: bool = False
+    """Print JSON: for each image its class and the lengths of all classes (0 to 1)."""
+
+    def run(self) -> None:
+        """Predict and print."""
+        model = load_model(self.trained, self.device)
+        files = [file for path in self.images for file in _image_files(path)]
+        lengths = predict_files(model, files).numpy()
+        ranking = np.argsort(-lengths, axis=1, kind="stable")
+        if self.json:
+            _print_json(
+                [
+                    {
+                        "file": str(file),
+                        "class": model.classes[order[0]],
+                        "lengths": dict(zip(model.classes, row.tolist(), strict=True)),
+                    }
+                    for file, order, row in zip(files, ranking, lengths, strict=True)
+                ]
+            )
+            return
+        table = Table(box=None, pad_edge=False)
+        table.add_column("image", overflow="fold")
+        table.add_column("class, length")
+        for _ in range(min(self.top, len(model.classes)) - 1):
+            table.add_column("then")
+        for file, order, row in zip(files, ranking, lengths, strict=True):
+            table.add_row(str(file), *(f"{model.classes[c]} {row[c]:.3f}" for c in order[: max(self.top, 1)]))
+        _stdout().print(table)
+
+
+@dataclass(frozen=True)
+class Models:
+    """List the networks with their parameter counts, without and with the decoder."""
+
+    def run(self) -> None:
+        """Count and print."""
+        table = Table(box=None, pad_edge=False)
+        table.add_column("network")
+        shapes = {"28x28x1": (1, 28, 28), "32x32x3": (3, 32, 32)}
+        for shape in shapes:
+            table.add_column(shape, justify="right")
+            table.add_column("with decoder", justify="right")
+        for name in MODELS:
+            counts = []
+            for shape in shapes.values():
+                with torch.device("meta"):
+                    model = create_model(name, shape)
+                decoder = count_parameters(model.decoder) if model.decoder else None
+                counts.append(f"{count_parameters(model) - (decoder or 0):,}")
+                counts.append(f"{count_parameters(model):,}" if decoder else "–")
+            table.add_row(name, *counts)
+        _stdout().print(table)
+
+
+_Command = (
+    Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Predict, tyro.conf.subcommand("predict")]
+    | Annotated[Models, tyro.conf.subcommand("models")]
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; exits with 2 and one line on standard error for a user's mistake."""
+    try:
+        _parse(arguments).run()
+    except DualcapsError as error:
+        _fail(str(error))
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
+        _fail(f"{error.filename or 'input or output'}: {error.strerror or error}")
+    except KeyboardInterrupt:
+        print("dualcaps: interrupted; the same command with --resume goes on", file=sys.stderr)
+        sys.exit(130)
+
+
+def _parse(arguments: Sequence[str] | None) -> Train | Evaluate | Predict | Models:
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(
+                _Command,  # pyright: ignore[reportArgumentType]
+                prog="dualcaps",
+                description="Dual-attention capsule networks: train on images, evaluate, predict.",
+                args=arguments,
+                config=(tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone),
+            )
+    except SystemExit as stop:
+        if stop.code:
+            _fail(_one_line(said.getvalue()))
+        raise
+
+
+def _one_line(box: str) -> str:
+    """Of the parser's framed message with the option's help below it, the message."""
+    lines = [line.strip(" │") for line in box.splitlines()[1:]]
+    message = " ".join(lines[: next((i for i, line in enumerate(lines) if line.startswith("──")), -1)])
+    return re.sub(r"\s+", " ", message).strip() + " (--help shows the options)"
+
+
+def _fail(message: str) -> None:
+    print(f"dualcaps: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _image_files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    if not (files := list_images(path)):
+        raise DataError(f"{path}: no images in this folder")
+    return files
+
+
+def _class_table(classes: tuple[str, ...], precision: np.ndarray, recall: np.ndarray, confusion: np.ndarray) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("class")
+    for heading in ("images", "recall", "precision", "most often taken for"):
+        table.add_column(heading, justify="right" if heading != "most often taken for" else "left")
+    for label, name in enumerate(classes):
+        wrong = confusion[label].copy()
+        wrong[label] = 0
+        other = f"{classes[wrong.argmax()]} ({wrong.max()})" if wrong.max() else ""
+        table.add_row(name, f"{confusion[label].sum():,}", _percent(recall[label]), _percent(precision[label]), other)
+    return table
+
+
+def _confusion_table(classes: tuple[str, ...], confusion: np.ndarray) -> Table:
+    table = Table(title="\nrows: true class, columns: predicted", title_justify="left", box=None, pad_edge=False)
+    table.add_column("")
+    for name in classes:
+        table.add_column(name, justify="right", overflow="fold")
+    for name, row in zip(classes, confusion, strict=True):
+        table.add_row(name, *(str(count) if count else "·" for count in row))
+    return table
+
+
+def _percent(ratio: float) -> str:
+    return "–" if np.isnan(ratio) else f"{100 * ratio:.2f} %"
+
+
+def _number(ratio: float) -> float | None:
+    return None if np.isnan(ratio) else float(ratio)
+
+
+def _print_json(content: Any) -> None:
+    print(json.dumps(content, indent=2))
+
+
+def _stdout() -> Console:
+    return Console(highlight=False)

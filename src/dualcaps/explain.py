@@ -1,0 +1,32 @@
+"""What the capsules see: pictures computed from a trained network."""
+
+import torch
+from matplotlib.figure import Figure
+
+from dualcaps.data.pipeline import Part, to_float
+from dualcaps.models import Network
+from dualcaps.plots import image_rows
+
+
+@torch.inference_mode()
+def reconstruction_figure(model: Network, part: Part, *, most: int = 10) -> Figure:
+    """Images of a part above what the decoder makes of their predicted class's pose.
+
+    One image of each class, in turn, `most` at the most; titles name the true class, and where
+    it is another the predicted one.
+
+    Raises:
+        ModelError: the network has no decoder.
+    """
+    model.eval()
+    first = [int(torch.nonzero(part.labels == label)[0]) for label in part.labels.unique()[:most]]
+    device = next(model.parameters()).device
+    images = to_float(part.images[first].to(device))
+    output = model(images)
+    predicted = output.lengths.argmax(dim=1).tolist()
+    titles = [
+        model.classes[truth] if truth == guess else f"{model.classes[truth]}\n(seen as {model.classes[guess]})"
+        for truth, guess in zip(part.labels[first].tolist(), predicted, strict=True)
+    ]
+    rows = {"input": images, "reconstruction": model.reconstruct(output.poses).float()}
+    return image_rows({name: row.permute(0, 2, 3, 1).cpu().numpy() for name, row in rows.items()}, titles)

@@ -1,0 +1,307 @@
+"""The networks: which layers, how they are wired, and every size, derived from the images'."""
+
+import dataclasses
+import itertools
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple, Self, get_args
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from dualcaps.errors import ModelError
+from dualcaps.nn import (
+    CapsAttention,
+    CapsAttentionKind,
+    ConvAttention,
+    Decoder,
+    GridVotes,
+    PositionVotes,
+    glorot_conv,
+    glorot_linear,
+)
+from dualcaps.routing import Update, route
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """One network, complete: `create_model` takes a name's defaults from `MODELS`.
+
+    Attributes:
+        name: the network's name in `MODELS`, which gave the other values their defaults.
+        image_shape: channels, height and width of the images, in pixels.
+        num_classes: how many classes, and so parent capsules.
+        conv_attention: gate the channels of the convolutions (Eqs. 8-12).
+        caps_attention: gate the votes (Eqs. 13-16); see `dualcaps.nn.CapsAttention`.
+        extra_conv: add the convolution 256 3x3 that the paper's Table 3 lists and its text lacks.
+        iterations: routing iterations, at least 1.
+        squash_constant: k > 0 of the squash.
+        update: whether routing adds agreement to the logits or replaces them.
+        decoder: add the decoder, which reconstructs the image from one class's pose.
+    """
+
+    name: str
+    image_shape: tuple[int, int, int] = (1, 28, 28)
+    num_classes: int = 10
+    conv_attention: bool = False
+    caps_attention: Literal["none", "element", "capsule", "shared"] = "none"
+    extra_conv: bool = False
+    iterations: int = 3
+    squash_constant: float = 0.5
+    update: Update = "accumulate"
+    decoder: bool = True
+
+
+PARENT_DIM = 16
+
+MODELS: Mapping[str, ModelConfig] = {
+    config.name: config
+    for config in (
+        ModelConfig("capsnet"),
+        ModelConfig("capsnet-conv-att", conv_attention=True),
+        ModelConfig("capsnet-caps-att", caps_attention="element"),
+        ModelConfig("da-capsnet", conv_attention=True, caps_attention="element"),
+        ModelConfig("cnn", decoder=False),
+        ModelConfig("sabour-capsnet", squash_constant=1.0),
+    )
+}
+"""The networks of the paper, by name, with their default switches."""
+
+# What a network leaves out of the common switches; asking for it is an error, not a no-op.
+_MISSING_SWITCHES = {
+    "cnn": ("conv_attention", "caps_attention", "extra_conv", "iterations", "squash_constant", "update", "decoder"),
+    "sabour-capsnet": ("conv_attention", "caps_attention", "extra_conv"),
+}
+
+
+class CapsOutput(NamedTuple):
+    """What a network answers.
+
+    lengths: for each class how sure the network is that the image shows it, in [0, 1): the
+        length of the class's pose; for the `cnn` its softmax, which sums to 1.
+    poses: the parent capsules; for the `cnn`, which has none, `dim` is 0.
+    """
+
+    lengths: Float[Tensor, "batch classes"]
+    poses: Float[Tensor, "batch classes dim"]
+
+
+class Network(nn.Module):
+    """What all networks share: their configuration, the check of their input, the decoder.
+
+    Attributes:
+        config: how it was built.
+        classes: class names in the order of the labels; numbers until training names them.
+        decoder: None where it was built without.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.classes = tuple(str(number) for number in range(config.num_classes))
+        self.decoder: Decoder | None = None
+
+    def reconstruct(
+        self, poses: Float[Tensor, "batch classes dim"], labels: Int[Tensor, "batch"] | None = None
+    ) -> Float[Tensor, "batch channels height width"]:
+        """Draw the image that one pose of each sample stands for, values in [0, 1].
+
+        Args:
+            poses: `CapsOutput.poses`.
+            labels: the class to draw; without it, the predicted one (the longest pose).
+
+        Raises:
+            ModelError: the network was built without a decoder.
+        """
+        if self.decoder is None:
+            raise ModelError(f"{self.config.name} has no decoder: build a capsule network with decoder=True")
+        return self.decoder(poses, poses.norm(dim=-1).argmax(dim=1) if labels is None else labels)
+
+    def place(self, device: torch.device) -> Self:
+        """Move to a device, the weights channels last in memory, which convolutions are fastest with."""
+        return self.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+    def check_images(self, images: Float[Tensor, "batch channels height width"]) -> None:
+        """Raise ModelError where the images are not of the shape that the network was built for."""
+        if tuple(images.shape[1:]) != self.config.image_shape:
+            wanted, got = _shape_text(self.config.image_shape), _shape_text(images.shape[1:])
+            raise ModelError(f"{self.config.name} was built for images of {wanted}, got {got}: resize them")
+
+
+class CapsNet(Network):
+    """Trunk, Conv-Attention, votes, Caps-Attention, routing; each attention module optional."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        parents = config.num_classes
+        if config.name == "sabour-capsnet":
+            self.trunk, channels = _sabour_trunk(config), 256
+            height, width = _grid(self.trunk, config)
+            self.votes = PositionVotes(channels, height * width, 8, parents, PARENT_DIM, config.squash_constant)
+        else:
+            self.trunk, channels = _trunk(config), 256 if config.extra_conv else 128
+            height, width = _grid(self.trunk, config)
+            self.votes = GridVotes(channels, parents, PARENT_DIM)
+        self.conv_attention = ConvAttention(channels) if config.conv_attention else nn.Identity()
+        self.caps_attention = (
+            nn.Identity()
+            if config.caps_attention == "none"
+            else CapsAttention(config.caps_attention, parents, height * width, PARENT_DIM)
+        )
+        if config.decoder:
+            self.decoder = Decoder(parents, PARENT_DIM, config.image_shape)
+
+    def forward(self, images: Float[Tensor, "batch channels height width"]) -> CapsOutput:
+        """Classify images with values in [0, 1]."""
+        self.check_images(images)
+        features = self.conv_attention(self.trunk(images))
+        votes = self.caps_attention(self.votes(features))
+        poses, _ = route(
+            votes,
+            self.config.iterations,
+            squash_constant=self.config.squash_constant,
+            update=self.config.update,
+        )
+        return CapsOutput(poses.norm(dim=-1), poses)
+
+
+class CNN(Network):
+    """The plain network of Hinton et al. 2018: two convolutions with max pooling, 1024 units, softmax."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.trunk = nn.Sequential(
+            OrderedDict(
+                conv1=glorot_conv(config.image_shape[0], 32, 5, padding="same"),
+                relu1=nn.ReLU(),
+                pool1=nn.MaxPool2d(2),
+                conv2=glorot_conv(32, 64, 5, padding="same"),
+                relu2=nn.ReLU(),
+                pool2=nn.MaxPool2d(2),
+            )
+        )
+        height, width = _grid(self.trunk, config)
+        self.classifier = nn.Sequential(
+            nn.Flatten(),
+            glorot_linear(64 * height * width, 1024),
+            nn.ReLU(),
+            nn.Dropout(0.5),
+            glorot_linear(1024, config.num_classes),
+        )
+
+    def forward(self, images: Float[Tensor, "batch channels height width"]) -> CapsOutput:
+        """Classify images with values in [0, 1]."""
+        self.check_images(images)
+        probabilities = self.classifier(self.trunk(images)).float().softmax(dim=1)
+        return CapsOutput(probabilities, probabilities.new_empty(*probabilities.shape, 0))
+
+
+def create_model(
+    name: str = "da-capsnet",
+    image_shape: tuple[int, int, int] = (1, 28, 28),
+    num_classes: int = 10,
+    **switches: Any,
+) -> Network:
+    """Build a network with fresh weights, drawn from torch's random numbers.
+
+    Args:
+        name: a key of `MODELS`.
+        image_shape: channels, height and width of the images, in pixels.
+        num_classes: how many classes, at least 2.
+        switches: fields of `ModelConfig` that are to differ from the network's own.
+
+    Raises:
+        ModelError: an unknown name or switch, a value outside its range, a switch that the
+            network does not have, or an image too small for it.
+    """
+    if name not in MODELS:
+        raise ModelError(f"unknown model {name!r}: choose one of {', '.join(MODELS)}")
+    known = [field.name for field in dataclasses.fields(ModelConfig)[3:]]
+    for switch in switches:
+        if switch not in known:
+            raise ModelError(f"unknown switch {switch!r} of {name}: choose from {', '.join(known)}")
+        if switch in _MISSING_SWITCHES.get(name, ()) and switches[switch] != getattr(MODELS[name], switch):
+            raise ModelError(f"{name} has no {switch}: leave that option out")
+    return build_model(
+        dataclasses.replace(MODELS[name], image_shape=tuple(image_shape), num_classes=num_classes, **switches)
+    )
+
+
+def build_model(config: ModelConfig) -> Network:
+    """Build the network that a configuration describes; raises ModelError as `create_model` does."""
+    shape = config.image_shape
+    if len(shape) != 3 or any(size < 1 for size in shape):
+        raise ModelError(f"image_shape must be channels, height and width of at least 1, got {shape}")
+    if config.num_classes < 2:
+        raise ModelError(f"num_classes must be at least 2, got {config.num_classes}")
+    if config.iterations < 1:
+        raise ModelError(f"iterations must be at least 1, got {config.iterations}")
+    if not config.squash_constant > 0:
+        raise ModelError(f"squash_constant must be above 0, got {config.squash_constant}")
+    for switch, allowed in (("caps_attention", ("none", *get_args(CapsAttentionKind))), ("update", get_args(Update))):
+        if getattr(config, switch) not in allowed:
+            raise ModelError(f"{switch} must be one of {', '.join(allowed)}, got {getattr(config, switch)!r}")
+    return CNN(config) if config.name == "cnn" else CapsNet(config)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """How many learned numbers a module holds."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _trunk(config: ModelConfig) -> nn.Sequential:
+    """The paper's Table 3: its two columns differ in the kernel of the last two convolutions."""
+    kernel = 2 if min(config.image_shape[1:]) < 32 else 3
+    layers: OrderedDict[str, nn.Module] = OrderedDict(
+        conv1=glorot_conv(config.image_shape[0], 64, 3),
+        relu1=nn.ReLU(),
+        conv2=glorot_conv(64, 64, 3),
+        relu2=nn.ReLU(),
+        pool=nn.AvgPool2d(2),
+        conv3=glorot_conv(64, 128, kernel),
+        relu3=nn.ReLU(),
+        conv4=glorot_conv(128, 128, kernel),
+        relu4=nn.ReLU(),
+    )
+    if config.extra_conv:
+        layers |= OrderedDict(conv5=glorot_conv(128, 256, 3), relu5=nn.ReLU())
+    return nn.Sequential(layers)
+
+
+def _sabour_trunk(config: ModelConfig) -> nn.Sequential:
+    """Sabour et al. 2017: the second convolution holds 32 types of primary capsules of 8 numbers."""
+    return nn.Sequential(
+        OrderedDict(
+            conv1=glorot_conv(config.image_shape[0], 256, 9),
+            relu1=nn.ReLU(),
+            primary=glorot_conv(256, 256, 9, stride=2),
+        )
+    )
+
+
+def _grid(trunk: nn.Sequential, config: ModelConfig) -> tuple[int, int]:
+    """Height and width of what the trunk makes of the images."""
+    height, width = (_through(trunk, size) for size in config.image_shape[1:])
+    if min(height, width) < 1:
+        smallest = next(size for size in itertools.count(1) if _through(trunk, size) >= 1)
+        raise ModelError(
+            f"images of {_shape_text(config.image_shape)} are too small for {config.name}, which takes at least "
+            f"{smallest}x{smallest} pixels: enlarge them (--image-size)"
+        )
+    return height, width
+
+
+def _through(trunk: nn.Sequential, size: int) -> int:
+    """What is left of one side of an image after the trunk; below 1 when it is too small."""
+    for layer in trunk:
+        if isinstance(layer, nn.Conv2d) and layer.padding != "same":
+            size = (size - layer.kernel_size[0]) // layer.stride[0] + 1
+        elif isinstance(layer, nn.AvgPool2d | nn.MaxPool2d):
+            size //= 2
+    return size
+
+
+def _shape_text(shape: tuple[int, ...] | torch.Size) -> str:
+    channels, height, width = shape
+    return f"{height}x{width} pixels with {channels} channel{'s' if channels > 1 else ''}"

@@ -1,0 +1,40 @@
+"""Dynamic routing with whole-tensor operations: any device, any float type; the default."""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def squash(vectors: Float[Tensor, "*batch dim"], constant: float = 0.5) -> Float[Tensor, "*batch dim"]:
+    """Shrink each vector to a length below 1, keeping its direction (Eq. 1).
+
+    `v = |s|^2 / (k + |s|^2) * s / |s|`, computed as `s * |s| / (k + |s|^2)`, so that a zero
+    vector gives zero and a zero gradient. `constant` is k > 0: 0.5 in the paper, 1 in Sabour
+    et al. 2017.
+    """
+    square = vectors.square().sum(dim=-1, keepdim=True)
+    length = square.clamp_min(torch.finfo(vectors.dtype).tiny).sqrt()
+    return vectors * (length / (constant + square))
+
+
+def route_eager(
+    votes: Float[Tensor, "batch parents children dim"],
+    iterations: int,
+    squash_constant: float,
+    update: Literal["accumulate", "replace"],
+) -> tuple[Float[Tensor, "batch parents dim"], Float[Tensor, "batch parents children"]]:
+    """Route the whole batch at once; see `dualcaps.route` for the arguments."""
+    votes = votes.to(torch.promote_types(votes.dtype, torch.float32))
+    batch, parents, children, _ = votes.shape
+    # Zero logits couple every child to all parents alike, so the first sum needs no softmax.
+    couplings = votes.new_full((batch, parents, children), 1 / parents)
+    poses = squash(votes.sum(dim=2) / parents, squash_constant)
+    logits = None
+    for _ in range(iterations - 1):
+        agreement = torch.matmul(votes, poses.unsqueeze(-1)).squeeze(-1)
+        logits = agreement if logits is None or update == "replace" else logits + agreement
+        couplings = logits.softmax(dim=1)
+        poses = squash(torch.matmul(couplings.unsqueeze(-2), votes).squeeze(-2), squash_constant)
+    return poses, couplings

@@ -83,14 +83,6 @@ class Train:
         )
         torch.manual_seed(self.training.seed)
         model = create_model(self.model, data.image_shape, len(data.classes), **self._switches())
-        channels, height, width = data.image_shape
-        progress = Console(stderr=True, highlight=False)
-        progress.print(
-            f"{self.model}, {count_parameters(model):,} parameters, on {data.name}: {len(data.train):,} training, "
-            f"{len(data.validation):,} validation, {len(data.test):,} test images of {height}x{width}x{channels} in "
-            f"{len(data.classes)} classes",
-            soft_wrap=True,
-        )
         out = self.out
         if out is None and self.resume:
             out = runs.latest_run_path(run_name(data, model, self.training))
@@ -173,6 +165,8 @@ class Predict:
 
     def run(self) -> None:
         """Predict and print."""
+        if not self.images:
+            raise DataError("IMAGE…: name at least one image file or folder")
         model = load_model(self.trained, self.device)
         files = [file for path in self.images for file in _image_files(path)]
         lengths = predict_files(model, files).numpy()

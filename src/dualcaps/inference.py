@@ -89,7 +89,12 @@ def load_model(run: str | Path, device: str = "auto") -> Network:
     config = runs.read_config(path)
     runs.read_result(path)
     model = build_model(runs.parse(ModelConfig, config.get("model"), path))
-    model.classes = tuple(config["classes"])
+    names = config.get("classes")
+    if not isinstance(names, list) or len(names) != model.config.num_classes:
+        raise RunError(
+            f"{path / runs.CONFIG}: holds no class names for {model.config.num_classes} classes: train again"
+        )
+    model.classes = tuple(names)
     try:
         model.load_state_dict(runs.read_weights(path))
     except RuntimeError as error:

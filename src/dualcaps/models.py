@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple, Self, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -39,6 +39,9 @@ class ModelConfig:
         squash_constant: k > 0 of the squash.
         update: whether routing adds agreement to the logits or replaces them.
         decoder: add the decoder, which reconstructs the image from one class's pose.
+
+    Raises:
+        ModelError: a value outside its range.
     """
 
     name: str
@@ -51,6 +54,23 @@ class ModelConfig:
     squash_constant: float = 0.5
     update: Update = "accumulate"
     decoder: bool = True
+
+    def __post_init__(self) -> None:
+        shape = self.image_shape
+        if len(shape) != 3 or any(size < 1 for size in shape):
+            raise ModelError(f"image_shape must be channels, height and width of at least 1, got {shape}")
+        if self.num_classes < 2:
+            raise ModelError(f"num_classes must be at least 2, got {self.num_classes}")
+        if self.iterations < 1:
+            raise ModelError(f"iterations must be at least 1, got {self.iterations}")
+        if not 0 < self.squash_constant < float("inf"):
+            raise ModelError(f"squash_constant must be a number above 0, got {self.squash_constant}")
+        for switch, allowed in (
+            ("caps_attention", ("none", *get_args(CapsAttentionKind))),
+            ("update", get_args(Update)),
+        ):
+            if getattr(self, switch) not in allowed:
+                raise ModelError(f"{switch} must be one of {', '.join(allowed)}, got {getattr(self, switch)!r}")
 
 
 PARENT_DIM = 16
@@ -118,7 +138,7 @@ class Network(nn.Module):
             raise ModelError(f"{self.config.name} has no decoder: build a capsule network with decoder=True")
         return self.decoder(poses, poses.norm(dim=-1).argmax(dim=1) if labels is None else labels)
 
-    def place(self, device: torch.device) -> Self:
+    def place(self, device: torch.device) -> "Network":
         """Move to a device, the weights channels last in memory, which convolutions are fastest with."""
         return self.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
@@ -215,8 +235,7 @@ def create_model(
         ModelError: an unknown name or switch, a value outside its range, a switch that the
             network does not have, or an image too small for it.
     """
-    if name not in MODELS:
-        raise ModelError(f"unknown model {name!r}: choose one of {', '.join(MODELS)}")
+    _check_name(name)
     known = [field.name for field in dataclasses.fields(ModelConfig)[3:]]
     for switch in switches:
         if switch not in known:
@@ -230,19 +249,13 @@ def create_model(
 
 def build_model(config: ModelConfig) -> Network:
     """Build the network that a configuration describes; raises ModelError as `create_model` does."""
-    shape = config.image_shape
-    if len(shape) != 3 or any(size < 1 for size in shape):
-        raise ModelError(f"image_shape must be channels, height and width of at least 1, got {shape}")
-    if config.num_classes < 2:
-        raise ModelError(f"num_classes must be at least 2, got {config.num_classes}")
-    if config.iterations < 1:
-        raise ModelError(f"iterations must be at least 1, got {config.iterations}")
-    if not config.squash_constant > 0:
-        raise ModelError(f"squash_constant must be above 0, got {config.squash_constant}")
-    for switch, allowed in (("caps_attention", ("none", *get_args(CapsAttentionKind))), ("update", get_args(Update))):
-        if getattr(config, switch) not in allowed:
-            raise ModelError(f"{switch} must be one of {', '.join(allowed)}, got {getattr(config, switch)!r}")
+    _check_name(config.name)
     return CNN(config) if config.name == "cnn" else CapsNet(config)
+
+
+def _check_name(name: str) -> None:
+    if name not in MODELS:
+        raise ModelError(f"unknown model {name!r}: choose one of {', '.join(MODELS)}")
 
 
 def count_parameters(model: nn.Module) -> int:

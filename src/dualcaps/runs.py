@@ -21,7 +21,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -90,6 +90,7 @@ def create_run(path: Path, config: dict[str, Any], provenance: dict[str, Any]) -
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise RunError(f"{path}: exists already: go on with --resume, or choose another folder with --out")
+    missing = [parent for parent in path.parents if not parent.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
@@ -97,8 +98,13 @@ def create_run(path: Path, config: dict[str, Any], provenance: dict[str, Any]) -
         write_json(draft / CONFIG, {"format": FORMAT, **config})
         write_json(draft / PROVENANCE, provenance)
         draft.replace(path)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(draft, ignore_errors=True)
+        for parent in missing:
+            with suppress(OSError):
+                parent.rmdir()
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
 
@@ -138,12 +144,15 @@ def parse(cls: type[_Config], section: Any, path: Path) -> _Config:
     """A configuration's section as its dataclass, strictly.
 
     Raises:
-        RunError: fields are missing, or there are others than the dataclass has.
+        RunError: fields are missing, there are others than the dataclass has, or it refuses a value.
     """
     names = {field.name for field in dataclasses.fields(cls)}
     if not isinstance(section, dict) or set(section) != names:
         raise RunError(f"{path / CONFIG}: not a {cls.__name__} of this version: use the dualcaps version that wrote it")
-    return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in section.items()})
+    try:
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in section.items()})
+    except (TypeError, ValueError) as error:
+        raise RunError(f"{path / CONFIG}: {error}: use the dualcaps version that wrote it") from error
 
 
 def environment(device: torch.device, precision: str) -> dict[str, Any]:
@@ -194,6 +203,12 @@ def read_provenance(path: Path) -> dict[str, Any]:
     return _read_json(path / PROVENANCE)
 
 
+def add_session(path: Path, session: dict[str, Any]) -> None:
+    """Record with what the run is gone on with."""
+    provenance = read_provenance(path)
+    write_json(path / PROVENANCE, provenance | {"sessions": [*provenance.get("sessions", ()), session]})
+
+
 def is_finished(path: Path) -> bool:
     """Whether training came to its end."""
     return (path / RESULT).is_file()
@@ -240,6 +255,11 @@ def read_checkpoint(path: Path) -> Checkpoint | None:
             return Checkpoint(history, {name: opened.get_tensor(name) for name in opened.keys()})  # noqa: SIM118
     except (OSError, safetensors.SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise RunError(f"{file}: damaged ({error}): remove it to train from the start") from error
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Drop the run's checkpoint, which a finished run has no use for."""
+    (path / CHECKPOINT).unlink(missing_ok=True)
 
 
 def write_weights(path: Path, weights: dict[str, Tensor]) -> None:

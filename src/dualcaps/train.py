@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import math
 import shutil
 import time
 from dataclasses import dataclass
@@ -138,10 +139,13 @@ def fit(
     classification_loss = cross_entropy if model.config.name == "cnn" else margin_loss
 
     path = Path(out) if out is not None else runs.free_run_path(run_name(data, model, config))
-    fresh = _open_run(path, resume, model, data, config, runs.environment(device, precision))
+    session = runs.environment(device, precision)
+    fresh = _open_run(path, resume, model, data, config, session)
     if runs.is_finished(path):
         return _read_finished(path, model, device)
     with runs.locked(path), _own_random_numbers(device), _Display(quiet, config.epochs, len(training)) as display:
+        if not fresh:
+            runs.add_session(path, session)
         training, selection = training.to(device), selection.to(device)
         model.place(device)
         optimiser = torch.optim.Adam(
@@ -152,7 +156,7 @@ def fit(
             fused=device.type in ("cpu", "cuda"),
         )
         history = _restore(path, model, optimiser, selected_on)
-        display.start(len(history))
+        display.start(model, data, len(history))
         try:
             for epoch in range(len(history) + 1, config.epochs + 1):
                 # Every draw depends on seed and epoch alone, so that a resumed epoch repeats them.
@@ -177,7 +181,7 @@ def fit(
                     display.advance(len(labels))
                 mean_loss = total_loss.item() / len(training)
                 seconds = time.perf_counter() - started
-                if mean_loss != mean_loss or mean_loss == float("inf"):
+                if not math.isfinite(mean_loss):
                     raise ConfigError(f"the loss is {mean_loss} in epoch {epoch}: lower the learning rate (--lr)")
                 accuracy = evaluate(model, selection, precision=precision).accuracy
                 history.append(
@@ -192,7 +196,7 @@ def fit(
                 )
                 _save(path, model, optimiser, history, selected_on)
                 display.epoch_done(history[-1], selected_on)
-        except OSError:
+        except (OSError, ConfigError):
             if fresh and not (path / runs.CHECKPOINT).exists():
                 shutil.rmtree(path, ignore_errors=True)
             raise
@@ -233,11 +237,8 @@ def _open_run(
             before = tuple(known[name]) if isinstance(known.get(name), list) else known.get(name)
             if before != value and name not in ("data_dir", "source"):  # the content's hash decides on these
                 raise RunError(f"{path}: {name} was {before}, now {value}: resume with the same options, or train anew")
-    provenance = runs.read_provenance(path)
-    if provenance.get("data", {}).get("sha256") != data.provenance["sha256"]:
+    if runs.read_provenance(path).get("data", {}).get("sha256") != data.provenance["sha256"]:
         raise RunError(f"{path}: the images of {data.name} are not those it was started with: train anew")
-    if not runs.is_finished(path):
-        runs.write_json(path / runs.PROVENANCE, provenance | {"sessions": [*provenance["sessions"], session]})
     return False
 
 
@@ -339,11 +340,12 @@ def _finish(
             "precision": precision,
         },
     )
-    (path / runs.CHECKPOINT).unlink(missing_ok=True)
+    runs.remove_checkpoint(path)
     return Result(path, selected["epoch"], selected[f"{selected_on}_accuracy"], test_accuracy, history)
 
 
 def _read_finished(path: Path, model: Network, device: torch.device) -> Result:
+    runs.remove_checkpoint(path)  # a kill may have come just before this
     result, history = runs.read_result(path), runs.read_metrics(path)
     model.load_state_dict(runs.read_weights(path))
     model.place(device)
@@ -383,7 +385,14 @@ class _Display:
     def __exit__(self, *exception: object) -> None:
         self.bar.stop()
 
-    def start(self, epochs_done: int) -> None:
+    def start(self, model: Network, data: ImageData, epochs_done: int) -> None:
+        channels, height, width = data.image_shape
+        self.console.print(
+            f"{model.config.name}, {count_parameters(model):,} parameters, on {data.name}: {len(data.train):,} "
+            f"training, {len(data.validation):,} validation, {len(data.test):,} test images of "
+            f"{height}x{width}x{channels} in {len(data.classes)} classes",
+            soft_wrap=True,
+        )
         if epochs_done:
             self.console.print(f"resumed after epoch {epochs_done} of {self.epochs}")
         self._describe(epochs_done)

@@ -1,0 +1,61 @@
+"""Where the files of a named data set are looked for."""
+
+from pathlib import Path
+
+import pytest
+
+from dualcaps import DATA_SETS, DataError
+from dualcaps.data import catalog
+
+MNIST = DATA_SETS["mnist"]
+
+
+def put(folder: Path, suffix: str = "") -> Path:
+    folder.mkdir(parents=True)
+    for name in MNIST.files:
+        (folder / (name + suffix)).touch()
+    return folder
+
+
+@pytest.fixture
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The four places, in the order they are looked into."""
+    monkeypatch.setenv("DUALCAPS_DATA", str(tmp_path / "environment"))
+    monkeypatch.setattr(catalog, "_SYSTEM_FOLDER", tmp_path / "system")
+    (tmp_path / "named").mkdir()
+    return [tmp_path / name for name in ("named", "environment", "cache/dualcaps", "system")]
+
+
+def test_the_first_place_that_holds_all_files_is_taken(places: list[Path]):
+    for place in reversed(places):
+        folder = put(place / "mnist")
+        assert catalog.find_files(MNIST, places[0]) == [folder / name for name in MNIST.files]
+
+
+def test_a_folder_that_holds_some_of_the_files_is_passed_over(places: list[Path]):
+    whole = put(places[3] / "mnist")
+    (put(places[0] / "mnist") / MNIST.files[2]).unlink()
+    assert catalog.find_files(MNIST, places[0])[0].parent == whole
+
+
+@pytest.mark.parametrize("where", ["", "mnist", "MNIST/raw"])
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_common_layouts_are_understood(places: list[Path], where: str, suffix: str):
+    if where == "":
+        places[0].rmdir()
+    folder = put(places[0] / where, suffix)
+    assert catalog.find_files(MNIST, places[0])[0] == folder / (MNIST.files[0] + suffix)
+
+
+def test_a_missing_data_set_is_told_where_to_go(places: list[Path]):
+    with pytest.raises(DataError) as caught:
+        catalog.find_files(MNIST, places[0])
+    message = str(caught.value)
+    assert "\n" not in message
+    for wanted in (*MNIST.files, MNIST.source, *(str(place / "mnist") for place in places)):
+        assert wanted in message
+
+
+def test_a_data_folder_that_does_not_exist_is_named(tmp_path: Path):
+    with pytest.raises(DataError, match=r"--data-dir .*nowhere: no such folder"):
+        catalog.find_files(MNIST, tmp_path / "nowhere")

@@ -1,0 +1,159 @@
+"""The invariants that every implementation of routing is held to."""
+
+from typing import Any, get_args
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from dualcaps import route, squash
+from dualcaps.routing import Update
+
+IMPLEMENTATIONS = ["eager", "reference"]
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 2e-5}  # bfloat16 is computed in float32
+
+
+@st.composite
+def votes_strategy(draw: st.DrawFn, dtypes: tuple[torch.dtype, ...] = tuple(TOLERANCE)) -> Tensor:
+    sizes = [draw(st.integers(1, most)) for most in (3, 5, 7, 6)]
+    random = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    scale = draw(st.sampled_from([1e-3, 1.0, 10.0]))
+    return (scale * torch.randn(sizes, generator=random, dtype=torch.float64)).to(draw(st.sampled_from(dtypes)))
+
+
+options_strategy = st.fixed_dictionaries(
+    {
+        "iterations": st.integers(1, 4),
+        "squash_constant": st.sampled_from([0.5, 1.0]),
+        "update": st.sampled_from(get_args(Update)),
+    }
+)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@given(votes=votes_strategy(), options=options_strategy)
+def test_couplings_sum_to_one_over_the_parents(votes: Tensor, options: dict[str, Any], implementation: str):
+    couplings = route(votes, **options, implementation=implementation).couplings
+    assert couplings.min() >= 0
+    torch.testing.assert_close(couplings.sum(dim=1), torch.ones_like(couplings[:, 0]))
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@given(votes=votes_strategy(), options=options_strategy)
+def test_parents_are_shorter_than_one_and_at_least_float32(votes: Tensor, options: dict[str, Any], implementation: str):
+    parents = route(votes, **options, implementation=implementation).parents
+    assert parents.dtype == torch.promote_types(votes.dtype, torch.float32)
+    assert (parents.norm(dim=-1) <= 1).all()
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@given(votes=votes_strategy(), options=options_strategy)
+def test_a_sample_does_not_depend_on_the_rest_of_its_batch(votes: Tensor, options: dict[str, Any], implementation: str):
+    together = route(votes, **options, implementation=implementation)
+    for i in range(len(votes)):
+        alone = route(votes[i : i + 1], **options, implementation=implementation)
+        for one, all_of_them in zip(alone, together, strict=True):
+            torch.testing.assert_close(one[0], all_of_them[i], atol=TOLERANCE[votes.dtype], rtol=1e-4)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@given(votes=votes_strategy((torch.float64,)), options=options_strategy, seed=st.integers(0, 99))
+def test_children_may_be_permuted_and_parents_follow_theirs(
+    votes: Tensor, options: dict[str, Any], seed: int, implementation: str
+):
+    random = torch.Generator().manual_seed(seed)
+    parent_order = torch.randperm(votes.shape[1], generator=random)
+    child_order = torch.randperm(votes.shape[2], generator=random)
+    straight = route(votes, **options, implementation=implementation)
+    permuted = route(votes[:, parent_order][:, :, child_order], **options, implementation=implementation)
+    torch.testing.assert_close(permuted.parents, straight.parents[:, parent_order])
+    torch.testing.assert_close(permuted.couplings, straight.couplings[:, parent_order][:, :, child_order])
+
+
+@given(votes=votes_strategy(), options=options_strategy)
+def test_eager_agrees_with_the_reference_forward_and_backward(votes: Tensor, options: dict[str, Any]):
+    found = {}
+    for implementation in IMPLEMENTATIONS:
+        leaf = votes.clone().requires_grad_()
+        routed = route(leaf, **options, implementation=implementation)
+        weights = torch.linspace(-1, 1, routed.parents.numel(), dtype=routed.parents.dtype)
+        objective = (routed.parents.flatten() * weights).sum() + routed.couplings.square().sum()
+        (gradient,) = torch.autograd.grad(objective, leaf)
+        found[implementation] = (*routed, gradient)
+    for eager, reference in zip(found["eager"], found["reference"], strict=True):
+        # The gradient has the votes' type, so in bfloat16 it is rounded to 8 bits at the very end.
+        rough = eager.dtype == torch.bfloat16
+        tolerance = TOLERANCE[votes.dtype] * reference.abs().max().clamp_min(1).item()
+        torch.testing.assert_close(eager, reference, atol=tolerance, rtol=2e-2 if rough else 1e-3)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("update", get_args(Update))
+def test_gradients_are_those_of_the_function(update: str, implementation: str):
+    votes = torch.randn(2, 3, 4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda v: tuple(route(v, update=update, implementation=implementation)),
+        votes,
+    )
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_zero_votes_give_finite_values_and_gradients(dtype: torch.dtype, implementation: str):
+    votes = torch.zeros(2, 3, 4, 5, dtype=dtype, requires_grad=True)
+    parents, couplings = route(votes, implementation=implementation)
+    (parents.norm(dim=-1).sum() + couplings.square().sum()).backward()
+    assert parents.eq(0).all()
+    torch.testing.assert_close(couplings, torch.full_like(couplings, 1 / 3))
+    assert votes.grad is not None
+    assert votes.grad.isfinite().all()
+
+
+def test_one_iteration_by_hand():
+    votes = torch.tensor([[[[3.0, 0.0], [1.0, 4.0]], [[0.0, 0.0], [0.0, 2.0]]]])
+    parents, couplings = route(votes, 1, squash_constant=1.0)
+    totals = torch.tensor([[[2.0, 2.0], [0.0, 1.0]]])  # half of each parent's votes
+    squares = torch.tensor([[[8.0], [1.0]]])
+    torch.testing.assert_close(parents, totals * squares.sqrt() / (1 + squares))
+    torch.testing.assert_close(couplings, torch.full((1, 2, 2), 0.5))
+
+
+def test_replacing_forgets_and_accumulating_remembers():
+    votes = torch.randn(1, 3, 5, 4, generator=torch.Generator().manual_seed(0))
+    same_after_two = [route(votes, 2, update=update).couplings for update in get_args(Update)]
+    torch.testing.assert_close(*same_after_two)
+    differ_after_three = [route(votes, 3, update=update).couplings for update in get_args(Update)]
+    assert (differ_after_three[0] - differ_after_three[1]).abs().max() > 1e-3
+
+
+def test_autocast_does_not_round_the_sums():
+    votes = torch.randn(2, 3, 50, 8, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = route(votes).parents
+    torch.testing.assert_close(inside, route(votes).parents, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("votes", "options", "named"),
+    [
+        (torch.zeros(2, 3, 4), {}, "votes"),
+        (torch.zeros(2, 3, 4, 5, dtype=torch.int64), {}, "votes"),
+        (torch.zeros(2, 0, 4, 5), {}, "votes"),
+        (torch.zeros(2, 3, 4, 5), {"iterations": 0}, "iterations"),
+        (torch.zeros(2, 3, 4, 5), {"squash_constant": 0.0}, "squash_constant"),
+    ],
+)
+def test_arguments_out_of_range_are_named(votes: Tensor, options: dict[str, Any], named: str):
+    # Called below the run-time type check of the tests, which would refuse some of these first.
+    plain_route = getattr(route, "__wrapped__", route)
+    with pytest.raises(ValueError, match=named):
+        plain_route(votes, **options)
+
+
+@given(votes=votes_strategy((torch.float64,)), constant=st.sampled_from([0.5, 1.0]))
+def test_squash_keeps_the_direction_and_follows_equation_1(votes: Tensor, constant: float):
+    squashed = squash(votes, constant)
+    length = votes.norm(dim=-1, keepdim=True)
+    torch.testing.assert_close(squashed, length**2 / (constant + length**2) * votes / length)

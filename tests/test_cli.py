@@ -1,0 +1,257 @@
+"""The command line as a person uses it: what it prints, and what it says of mistakes."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import string
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image, ImageDraw
+
+from dualcaps import MODELS, DualcapsError
+
+FAST = ("--epochs", 2, "--precision", "float32", "--device", "cpu")
+
+
+def one_line(said, *wanted: str) -> None:
+    """A user's mistake: exit code 2, nothing printed but one line that names what is wrong."""
+    assert said.code == 2, said
+    assert said.out == ""
+    assert said.err.startswith("dualcaps: ")
+    assert said.err.count("\n") == 1, said.err
+    assert "Traceback" not in said.err
+    for text in wanted:
+        assert text in said.err
+
+
+@pytest.fixture
+def run(run_cli: Callable, shapes_folder: Path, tmp_path: Path) -> Path:
+    assert run_cli("train", shapes_folder, *FAST, "--model", "capsnet", "--out", tmp_path / "run").code == 0
+    return tmp_path / "run"
+
+
+def test_letters_in_mixed_sizes_and_modes_are_trained_evaluated_and_predicted(run_cli: Callable, tmp_path: Path):
+    letters, dice = tmp_path / "letters", random.Random(0)
+    for letter in string.ascii_uppercase:
+        (letters / letter).mkdir(parents=True)
+        for number in range(5):
+            side = dice.randint(20, 60)
+            image = Image.new("L", (side, dice.randint(20, 60)), 255)
+            ImageDraw.Draw(image).text((side // 3, 4), letter, fill=0, font_size=16)
+            mode = ("L", "RGB", "RGBA", "P", "1")[number]
+            image.convert(mode).save(letters / letter / f"{number}.png")
+
+    trained = run_cli("train", letters, *FAST, "--out", "letters-run")
+    assert trained.code == 0, trained.err
+    assert "test accuracy" in trained.out
+    assert "26 classes" in trained.err
+    assert "epoch 2/2" in trained.err
+
+    evaluated = run_cli("evaluate", "letters-run", letters)
+    assert evaluated.code == 0
+    assert evaluated.out.startswith("accuracy ")
+    assert (
+        sum(
+            line.strip().startswith(tuple(f"{c} " for c in string.ascii_uppercase))
+            for line in evaluated.out.splitlines()
+        )
+        >= 26
+    )
+
+    picture = letters / "Q" / "2.png"
+    predicted = run_cli("predict", "letters-run", picture, letters / "R", "--json")
+    assert predicted.code == 0
+    answers = json.loads(predicted.out)
+    assert [answer["file"] for answer in answers] == [
+        str(picture),
+        *(str(letters / "R" / f"{n}.png") for n in range(5)),
+    ]
+    for answer in answers:
+        assert list(answer["lengths"]) == list(string.ascii_uppercase)
+        assert answer["class"] == max(answer["lengths"], key=answer["lengths"].get)
+        assert all(0 <= length < 1 for length in answer["lengths"].values())
+    table = run_cli("predict", "letters-run", picture, "--top", 2)
+    assert answers[0]["class"] in table.out
+    assert len(table.out.splitlines()) == 2
+
+
+def test_evaluation_as_json_adds_up(run_cli: Callable, run: Path):
+    answer = json.loads(run_cli("evaluate", run, "--json").out)
+    confusion = np.array(answer["confusion"])
+    assert answer["images"] == confusion.sum() == 6
+    assert answer["accuracy"] == confusion.trace() / 6
+    assert [answer["classes"][name]["images"] for name in ("across", "down", "slanted")] == [2, 2, 2]
+    assert answer["accuracy"] == json.loads((run / "result.json").read_text())["test_accuracy"]
+
+
+def test_switches_reach_the_network_and_the_recipe_the_training(run_cli: Callable, shapes_folder: Path):
+    options = ("--caps-attention", "shared", "--iterations", 2, "--update", "replace", "--no-decoder", "--extra-conv")
+    said = run_cli("train", shapes_folder, *FAST, *options, "--image-size", 16, 18, "--lr", 0.01, "--out", "run")
+    assert said.code == 0, said.err
+    config = json.loads(Path("run/config.json").read_text())
+    assert config["model"] == {
+        "name": "da-capsnet", "image_shape": [1, 16, 18], "num_classes": 3, "conv_attention": True,
+        "caps_attention": "shared", "extra_conv": True, "iterations": 2, "squash_constant": 0.5, "update": "replace",
+        "decoder": False,
+    }  # fmt: skip
+    assert config["training"]["lr"] == 0.01
+    assert config["training"]["epochs"] == 2
+    assert not Path("run/reconstructions.png").exists()
+
+
+def test_resuming_without_a_folder_takes_the_last_run(run_cli: Callable, shapes_folder: Path):
+    for expected in ("runs/shapes-capsnet-seed0", "runs/shapes-capsnet-seed0-2"):
+        assert expected in run_cli("train", shapes_folder, *FAST, "--model", "capsnet").out
+    again = run_cli("train", shapes_folder, *FAST, "--model", "capsnet", "--resume")
+    assert "runs/shapes-capsnet-seed0-2" in again.out
+    assert len(list(Path("runs").iterdir())) == 2
+
+
+def test_models_are_listed_with_their_sizes(run_cli: Callable):
+    said = run_cli("models").out
+    assert all(name in said for name in MODELS)
+    assert "6,737,136" in said
+    assert "9,206,368" in said
+
+
+@pytest.mark.parametrize("command", ["", "train", "evaluate", "predict", "models"])
+def test_help_is_there(run_cli: Callable, command: str):
+    said = run_cli(*filter(None, [command]), "--help")
+    assert said.code == 0
+    assert "usage: dualcaps" in said.out
+
+
+def test_the_help_of_training_shows_defaults(run_cli: Callable):
+    said = run_cli("train", "--help").out
+    for text in ("(default: digits)", "(default: da-capsnet)", "(default: 100)", "(default: 128)", "(default: 0.001)"):
+        assert text in said
+
+
+def test_the_module_runs_too():
+    said = subprocess.run([sys.executable, "-m", "dualcaps", "models"], capture_output=True, text=True, check=True)
+    assert "da-capsnet" in said.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        (("train", "imagenet"), "unknown data set 'imagenet'"),
+        (("train", "digits", "--model", "resnet"), "unknown model 'resnet'"),
+        (("train", "mnist"), "mnist: files not found"),
+        (("train", "mnist", "--data-dir", "nowhere"), "nowhere: no such folder"),
+        (("train", "digits", "--image-size", "5", "5"), "too small for da-capsnet, which takes at least 10x10"),
+        (("train", "digits", "--model", "cnn", "--iterations", "2"), "cnn has no iterations"),
+        (("train", "digits", "--epochs", "0"), "epochs must be at least 1"),
+        (("train", "digits", "--epochs", "many"), "--epochs"),
+        (("train", "digits", "--precision", "float8"), "--precision"),
+        (("train", "digits", "--device", "warp"), "--device warp"),
+        (("train", "digits", "--speed", "high"), "--speed"),
+        (("evaluate", "nowhere"), "nowhere: no such run folder"),
+        (("predict", "nowhere", "x.png"), "nowhere: no such run folder"),
+        (("predict", "nowhere"), "IMAGE"),
+        (("fly",), "fly"),
+        ((), "train"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_nothing(run_cli: Callable, arguments: tuple[str, ...], wanted: str):
+    one_line(run_cli(*arguments), wanted)
+    assert not list(Path.cwd().iterdir())
+
+
+def test_images_that_cannot_be_used_are_one_line_and_leave_nothing(run_cli: Callable, shapes_folder: Path):
+    text = shapes_folder / "down" / "notes.png"
+    text.write_text("not a picture")
+    one_line(run_cli("train", shapes_folder), str(text), "not an image")
+    text.unlink()
+    (shapes_folder / "empty").mkdir()
+    one_line(run_cli("train", shapes_folder), "empty: no images in this class folder")
+    (shapes_folder / "empty").rmdir()
+    for name in ("across", "slanted"):
+        shutil.rmtree(shapes_folder / name)
+    one_line(run_cli("train", shapes_folder), "only one class (down)")
+    for number in range(12):
+        Image.new("L", (6, 6)).save(shapes_folder / "down" / f"{number:02}.png")
+    shutil.copytree(shapes_folder / "down", shapes_folder / "up")
+    one_line(run_cli("train", shapes_folder), "images of 6x6 pixels with 1 channel are too small", "--image-size")
+    assert not list(Path.cwd().iterdir())
+
+
+def test_a_truncated_idx_file_is_one_line(run_cli: Callable, tmp_path: Path):
+    from dualcaps import DATA_SETS
+
+    for name in DATA_SETS["mnist"].files:
+        (tmp_path / name).write_bytes(b"\0\0\x08\x03\0\0\0\x02\0\0\0\x1c\0\0\0\x1c" + b"\0" * 100)
+    one_line(run_cli("train", "mnist", "--data-dir", tmp_path), "train-images-idx3-ubyte", "fewer than the 1568 bytes")
+
+
+def test_runs_that_cannot_be_used_are_one_line(run_cli: Callable, run: Path, shapes_folder: Path, tmp_path: Path):
+    one_line(run_cli("train", shapes_folder, *FAST, "--out", run), "exists already", "--resume")
+    train = ("train", shapes_folder, *FAST, "--model", "capsnet", "--out", run, "--resume")
+    one_line(run_cli(*train, "--batch-size", 5), "batch_size was 128, now 5")
+    one_line(run_cli("predict", run, "nothing.png"), "nothing.png", "No such file")
+    one_line(run_cli("predict", run, tmp_path / "cwd"), "no images in this folder")
+    one_line(run_cli("evaluate", run, "imagenet"), "unknown data set 'imagenet'")
+    (run / "result.json").unlink()
+    one_line(run_cli("evaluate", run), "not finished")
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"format": 0}))
+    one_line(run_cli("evaluate", run), "not of run format 1")
+    one_line(run_cli(*train), "not of run format 1")
+
+
+def test_a_full_disk_is_one_line(run_cli: Callable, monkeypatch: pytest.MonkeyPatch, shapes_folder: Path):
+    def full(file: Path, content: bytes) -> None:
+        raise OSError(28, "No space left on device", str(file))
+
+    monkeypatch.setattr("dualcaps.runs.write_bytes", full)
+    one_line(run_cli("train", shapes_folder, *FAST), "No space left on device")
+    assert not list(Path.cwd().iterdir())
+
+
+def test_a_bug_is_not_dressed_up_as_a_mistake(run_cli: Callable, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("dualcaps.cli.create_model", lambda *a, **k: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run_cli("models")
+    assert issubclass(DualcapsError, ValueError)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="kills by signal")
+def test_killed_at_random_moments_it_resumes_to_the_same_weights(shapes_folder: Path, tmp_path: Path):
+    command = [
+        *(sys.executable, "-m", "dualcaps", "train", str(shapes_folder), "--model", "capsnet", "--epochs", "12"),
+        *("--batch-size", "8", "--precision", "float32", "--device", "cpu", "--resume", "--out"),
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+
+    def start(run: Path) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [*command, str(run)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+        )
+
+    assert start(tmp_path / "whole").wait(timeout=120) == 0
+    dice, kills = random.Random(0), 0
+    while True:
+        process = start(tmp_path / "killed")
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "killed").exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(dice.uniform(0, 0.6))
+        if kills == 4 or process.poll() is not None:
+            break
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        kills += 1
+    assert process.wait(timeout=120) == 0
+    assert kills > 0
+    whole, killed = (safetensors.torch.load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
+    assert all(torch.equal(whole[name], killed[name]) for name in whole)

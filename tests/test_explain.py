@@ -1,0 +1,33 @@
+"""What the capsules see."""
+
+import numpy as np
+import pytest
+import torch
+
+from dualcaps import ModelError, Part, create_model
+from dualcaps.data.pipeline import to_float
+from dualcaps.explain import reconstruction_figure
+
+
+def test_one_image_a_class_is_reconstructed_from_its_predicted_pose():
+    torch.manual_seed(0)
+    model = create_model("capsnet", (1, 12, 12), 4)
+    model.classes = ("a", "b", "c", "d")
+    part = Part(torch.randint(256, (20, 1, 12, 12), dtype=torch.uint8), torch.tensor([2, 0, 2, 1] * 5))
+    figure = reconstruction_figure(model, part)
+    first = part.images[[1, 3, 0]]
+    with torch.inference_mode():
+        output = model(to_float(first))
+        drawn = model.reconstruct(output.poses)
+    shown = [np.asarray(axes.images[0].get_array()) for axes in figure.axes]
+    np.testing.assert_allclose(np.stack(shown[:3]), first[:, 0] / 255, rtol=1e-6)
+    np.testing.assert_allclose(np.stack(shown[3:]), drawn[:, 0], rtol=1e-4)
+    for axes, truth, guess in zip(figure.axes, (0, 1, 2), output.lengths.argmax(dim=1).tolist(), strict=False):
+        title = model.classes[truth]
+        assert axes.get_title() == (title if truth == guess else f"{title}\n(seen as {model.classes[guess]})")
+
+
+def test_a_network_without_decoder_is_refused():
+    model = create_model("capsnet", (1, 12, 12), 4, decoder=False)
+    with pytest.raises(ModelError, match="no decoder"):
+        reconstruction_figure(model, Part(torch.zeros(4, 1, 12, 12, dtype=torch.uint8), torch.arange(4)))

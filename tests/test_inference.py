@@ -1,0 +1,139 @@
+"""Predictions and how they are counted, from the Python side."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sklearn.metrics
+import torch
+from PIL import Image
+
+from dualcaps import (
+    ConfigError,
+    DataError,
+    Evaluation,
+    ModelError,
+    Part,
+    RunError,
+    TrainConfig,
+    create_model,
+    evaluate,
+    fit,
+    load_data,
+    load_model,
+    predict,
+)
+from dualcaps.inference import choose_device, choose_precision, evaluate_run, predict_files
+
+
+@pytest.fixture
+def run(shapes_folder: Path, tmp_path: Path) -> Path:
+    """A finished run that knows the three patterns a little."""
+    data = load_data(shapes_folder)
+    torch.manual_seed(0)
+    model = create_model("capsnet", data.image_shape, 3)
+    config = TrainConfig(epochs=2, batch_size=8, precision="float32", device="cpu")
+    return fit(model, data, config, out=tmp_path / "run", quiet=True).run
+
+
+def test_evaluation_agrees_with_scikit_learn():
+    random = np.random.default_rng(0)
+    truth, guess = random.integers(0, 4, (2, 200))
+    evaluation = Evaluation(sklearn.metrics.confusion_matrix(truth, guess))
+    assert evaluation.accuracy == sklearn.metrics.accuracy_score(truth, guess)
+    np.testing.assert_allclose(evaluation.recall, sklearn.metrics.recall_score(truth, guess, average=None))
+    np.testing.assert_allclose(evaluation.precision, sklearn.metrics.precision_score(truth, guess, average=None))
+
+
+def test_classes_without_images_or_predictions_have_no_ratio():
+    evaluation = Evaluation(np.array([[2, 0, 0], [1, 0, 0], [0, 0, 0]]))
+    np.testing.assert_array_equal(evaluation.recall, [1, 0, np.nan])
+    np.testing.assert_array_equal(evaluation.precision, [2 / 3, np.nan, np.nan])
+
+
+def test_evaluate_counts_what_predict_answers():
+    model = create_model("capsnet", (1, 12, 12), 3)
+    part = Part(torch.randint(256, (50, 1, 12, 12), dtype=torch.uint8), torch.arange(50) % 3)
+    guess = predict(model, part.images).argmax(dim=1)
+    evaluation = evaluate(model, part, batch_size=7)
+    np.testing.assert_array_equal(evaluation.confusion, sklearn.metrics.confusion_matrix(part.labels, guess))
+
+
+def test_the_batch_size_does_not_change_a_prediction():
+    model = create_model("da-capsnet", (1, 12, 12), 3)
+    images = torch.randint(256, (30, 1, 12, 12), dtype=torch.uint8)
+    torch.testing.assert_close(predict(model, images, batch_size=1), predict(model, images), atol=1e-5, rtol=0)
+
+
+def test_predict_turns_dropout_off_and_refuses_other_shapes():
+    model = create_model("cnn", (1, 12, 12), 3).train()
+    images = torch.randint(256, (5, 1, 12, 12), dtype=torch.uint8)
+    assert torch.equal(predict(model, images), predict(model, images))
+    with pytest.raises(ModelError, match="built for images of 12x12"):
+        predict(model, images[:, :, 1:])
+
+
+def test_a_trained_network_is_loaded_with_its_classes(run: Path, shapes_folder: Path):
+    model = load_model(run)
+    assert model.classes == ("across", "down", "slanted")
+    assert not model.training
+    result = json.loads((run / "result.json").read_text())
+    assert evaluate(model, load_data(shapes_folder).test).accuracy == result["test_accuracy"]
+
+
+def test_files_of_any_size_are_predicted_like_their_pixels(run: Path, shapes_folder: Path, tmp_path: Path):
+    model = load_model(run)
+    file = shapes_folder / "down" / "03.png"
+    large = tmp_path / "large.png"
+    Image.open(file).convert("RGB").resize((36, 36), Image.Resampling.NEAREST).save(large)
+    pixels = torch.from_numpy(np.asarray(Image.open(file)).copy())[None, None]
+    expected = predict(model, pixels).expand(3, -1)
+    torch.testing.assert_close(predict_files(model, [file, large, file], batch_size=2), expected, atol=1e-5, rtol=0)
+
+
+def test_a_run_is_evaluated_on_its_own_test_part_or_another_folder(run: Path, shapes_folder: Path, tmp_path: Path):
+    own, _ = evaluate_run(run)
+    assert own.confusion.sum() == len(load_data(shapes_folder).test)
+    assert evaluate_run(run, str(shapes_folder))[0].confusion.tolist() == own.confusion.tolist()
+    shutil.copytree(shapes_folder / "down", tmp_path / "other" / "down")
+    other, _ = evaluate_run(run, str(tmp_path / "other"))
+    assert other.confusion.sum(axis=1).tolist() == [0, 12, 0]
+    with pytest.raises(DataError, match="classes are not the run's"):
+        evaluate_run(run, "digits")
+    (shapes_folder / "down" / "03.png").unlink()
+    with pytest.raises(DataError, match=r"not the images that .* was trained on"):
+        evaluate_run(run)
+
+
+def test_damaged_runs_are_named(run: Path):
+    config = json.loads((run / "config.json").read_text())
+
+    def with_config(change) -> None:
+        (run / "config.json").write_text(json.dumps(config | change))
+
+    with_config({"model": config["model"] | {"decoder": False}})
+    with pytest.raises(RunError, match=r"model\.safetensors: not the weights"):
+        load_model(run)
+    with_config({"model": config["model"] | {"depth": 4}})
+    with pytest.raises(RunError, match="not a ModelConfig of this version"):
+        load_model(run)
+    with_config({"classes": None})
+    with pytest.raises(RunError, match="class names"):
+        load_model(run)
+    with_config({})
+    (run / "result.json").unlink()
+    with pytest.raises(RunError, match="not finished"):
+        load_model(run)
+
+
+def test_devices_and_precisions_are_chosen_or_named():
+    assert choose_device("cpu") == torch.device("cpu")
+    assert choose_device("auto").type in ("cpu", "cuda", "mps")
+    assert choose_precision("bfloat16", torch.device("cpu")) == "bfloat16"
+    assert choose_precision("auto", torch.device("cpu")) in ("float32", "bfloat16")
+    assert choose_precision("auto", torch.device("meta")) == "float32"
+    for name in ("cuda:99", "nonsense"):
+        with pytest.raises(ConfigError, match=f"--device {name}"):
+            choose_device(name)

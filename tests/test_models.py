@@ -1,0 +1,137 @@
+"""The networks as a user builds and calls them."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dualcaps import MODELS, ModelError, count_parameters, create_model
+
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "parameter_counts.json").read_text())
+CAPSULE_NETWORKS = [name for name in MODELS if name != "cnn"]
+
+
+def test_every_network_has_its_golden_parameter_counts():
+    assert set(GOLDEN) == set(MODELS)
+    for name, shapes in GOLDEN.items():
+        for text, (without, with_decoder) in shapes.items():
+            height, width, channels = map(int, text.split("x"))
+            shape = (channels, height, width)
+            with torch.device("meta"):
+                if with_decoder is None:
+                    assert count_parameters(create_model(name, shape)) == without
+                else:
+                    assert count_parameters(create_model(name, shape, decoder=False)) == without
+                    assert count_parameters(create_model(name, shape)) == with_decoder
+
+
+@pytest.mark.parametrize("name", MODELS)
+@settings(max_examples=4)
+@given(
+    height=st.integers(24, 40),
+    width=st.integers(24, 40),
+    channels=st.sampled_from([1, 2, 3]),
+    classes=st.integers(2, 6),
+)
+def test_any_image_shape_and_class_count_works(name: str, height: int, width: int, channels: int, classes: int):
+    model = create_model(name, (channels, height, width), classes).eval()
+    with torch.inference_mode():
+        output = model(torch.rand(2, channels, height, width))
+    assert output.lengths.shape == (2, classes)
+    assert output.lengths.min() >= 0
+    assert output.lengths.max() <= 1
+    if name == "cnn":
+        torch.testing.assert_close(output.lengths.sum(dim=1), torch.ones(2))
+        assert output.poses.shape == (2, classes, 0)
+    else:
+        torch.testing.assert_close(output.poses.norm(dim=-1), output.lengths)
+        assert model.reconstruct(output.poses).shape == (2, channels, height, width)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_an_image_too_small_is_refused_with_the_smallest_size_that_works(name: str):
+    with pytest.raises(ModelError, match="too small") as caught:
+        create_model(name, (1, 3, 3))
+    smallest = int(str(caught.value).split("at least ")[1].split("x")[0])
+    create_model(name, (1, smallest, smallest))
+    with pytest.raises(ModelError, match="too small"):
+        create_model(name, (1, smallest, smallest - 1))
+
+
+def test_the_two_columns_of_table_3_end_in_a_10x10_grid_of_128_channels():
+    for shape in ((1, 28, 28), (3, 32, 32)):
+        features = create_model("capsnet", shape).trunk(torch.rand(1, *shape))
+        assert features.shape == (1, 128, 10, 10)
+    wide = create_model("capsnet", (3, 32, 32), extra_conv=True)
+    assert wide.trunk(torch.rand(1, 3, 32, 32)).shape == (1, 256, 8, 8)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_an_image_is_seen_the_same_alone_and_among_256(name: str):
+    torch.manual_seed(0)
+    model = create_model(name).eval()
+    images = torch.rand(256, 1, 28, 28)
+    with torch.inference_mode():
+        together = model(images).lengths
+        alone = torch.cat([model(images[i : i + 1]).lengths for i in (0, 100, 255)])
+    torch.testing.assert_close(alone, together[[0, 100, 255]], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["none", "element", "capsule", "shared"])
+def test_caps_attention_can_be_switched(kind: str):
+    model = create_model("da-capsnet", (1, 12, 12), 3, caps_attention=kind)
+    assert model(torch.rand(2, 1, 12, 12)).lengths.shape == (2, 3)
+
+
+def test_each_switch_changes_the_answer():
+    images = torch.rand(2, 1, 28, 28)
+
+    def lengths(**switches):
+        torch.manual_seed(0)
+        return create_model("capsnet", **switches)(images).lengths
+
+    plain = lengths()
+    torch.testing.assert_close(lengths(decoder=False), plain)
+    for switches in ({"iterations": 1}, {"update": "replace"}, {"squash_constant": 1.0}, {"conv_attention": True}):
+        assert (lengths(**switches) - plain).abs().max() > 1e-6, switches
+
+
+def test_reconstruction_takes_the_predicted_class_unless_told():
+    model = create_model("capsnet", (1, 12, 12), 3)
+    output = model(torch.rand(4, 1, 12, 12))
+    predicted = output.lengths.argmax(dim=1)
+    torch.testing.assert_close(model.reconstruct(output.poses), model.reconstruct(output.poses, predicted))
+    other = (predicted + 1) % 3
+    assert not torch.allclose(model.reconstruct(output.poses, other), model.reconstruct(output.poses))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "switches", "said"),
+    [
+        (("capsnett",), {}, "unknown model 'capsnett'"),
+        (("capsnet",), {"iteration": 3}, "unknown switch 'iteration'"),
+        (("capsnet",), {"iterations": 0}, "iterations must be at least 1"),
+        (("capsnet",), {"squash_constant": -1.0}, "squash_constant must be a number above 0"),
+        (("capsnet",), {"caps_attention": "both"}, "caps_attention must be one of"),
+        (("capsnet",), {"update": "add"}, "update must be one of"),
+        (("capsnet", (1, 28, 28), 1), {}, "num_classes must be at least 2"),
+        (("capsnet", (0, 28, 28)), {}, "image_shape"),
+        (("cnn",), {"caps_attention": "element"}, "cnn has no caps_attention"),
+        (("cnn",), {"decoder": True}, "cnn has no decoder"),
+        (("sabour-capsnet",), {"extra_conv": True}, "sabour-capsnet has no extra_conv"),
+    ],
+)
+def test_mistakes_are_named(arguments, switches, said: str):
+    with pytest.raises(ModelError, match=said):
+        create_model(*arguments, **switches)
+
+
+def test_images_of_another_shape_and_a_missing_decoder_are_refused():
+    model = create_model("capsnet", (1, 12, 12), 3, decoder=False)
+    with pytest.raises(ModelError, match="12x12 pixels with 1 channel"):
+        model(torch.rand(2, 3, 12, 12))
+    with pytest.raises(ModelError, match="no decoder"):
+        model.reconstruct(torch.rand(2, 3, 16))

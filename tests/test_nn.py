@@ -1,0 +1,92 @@
+"""Layers against the paper's equations, written out."""
+
+from typing import TypeVar
+
+import pytest
+import torch
+
+from dualcaps.nn import CapsAttention, ConvAttention, Decoder, GridVotes, PositionVotes, squash
+
+Module = TypeVar("Module", bound=torch.nn.Module)
+
+
+def randomised(module: Module) -> Module:
+    """Biases too, which start at zero and would hide a mistake."""
+    for number, parameter in enumerate(module.parameters()):
+        torch.nn.init.normal_(parameter, std=0.5, generator=torch.Generator().manual_seed(number))
+    return module
+
+
+def test_conv_attention_is_equations_8_to_12():
+    module = randomised(ConvAttention(4))
+    features = torch.randn(2, 4, 3, 5)
+    mean = features.sum(dim=(2, 3)) / 15
+    hidden = (mean @ module.reduce.weight.T + module.reduce.bias).clamp_min(0)
+    gate = torch.tanh(hidden @ module.expand.weight.T + module.expand.bias)
+    torch.testing.assert_close(module(features), features + features * gate[:, :, None, None])
+
+
+@pytest.mark.parametrize(
+    ("kind", "inputs", "hidden", "outputs"), [("element", 24, 8, 24), ("capsule", 24, 6, 6), ("shared", 4, 4, 4)]
+)
+def test_caps_attention_is_equations_13_to_16_in_its_three_readings(kind, inputs, hidden, outputs):
+    module = randomised(CapsAttention(kind, parents=2, children=3, dim=4))
+    assert module.reduce.weight.shape == (hidden, inputs)
+    assert module.expand.weight.shape == (outputs, hidden)
+    votes = torch.randn(5, 2, 3, 4)
+    vectors = votes if kind == "shared" else votes.reshape(5, 24)
+    gate = torch.tanh(module.expand(module.reduce(vectors).clamp_min(0)))
+    gate = gate.reshape(5, 2, 3, -1)
+    torch.testing.assert_close(module(votes), votes + votes * gate)
+    assert module.gate(votes).abs().max() <= 1
+
+
+def test_a_child_is_the_channel_vector_at_its_grid_position():
+    height, width, channels = 3, 4, 5
+    votes_of = GridVotes(channels, parents=2, dim=6)
+    features = torch.randn(1, channels, height, width)
+    votes = votes_of(features)
+    assert votes.shape == (1, 2, height * width, 6)
+    for child in range(height * width):
+        vector = features[0, :, child // width, child % width]
+        expected = (votes_of.transform.weight @ vector).reshape(2, 6)
+        torch.testing.assert_close(votes[0, :, child], expected)
+
+
+def test_a_primary_capsule_is_a_group_of_channels_with_its_own_matrices():
+    votes_of = PositionVotes(channels=6, positions=4, child_dim=3, parents=2, dim=5, squash_constant=1.0)
+    features = torch.randn(1, 6, 2, 2)
+    votes = votes_of(features)
+    assert votes.shape == (1, 2, 8, 5)
+    for row in range(2):
+        for column in range(2):
+            for kind in range(2):
+                child = (row * 2 + column) * 2 + kind
+                capsule = squash(features[0, 3 * kind : 3 * kind + 3, row, column], 1.0)
+                expected = (capsule @ votes_of.transform[child]).reshape(2, 5)
+                torch.testing.assert_close(votes[0, :, child], expected)
+
+
+def test_the_decoder_sees_the_labelled_pose_alone():
+    decoder = Decoder(parents=3, dim=4, image_shape=(2, 5, 6))
+    poses = torch.randn(2, 3, 4)
+    labels = torch.tensor([1, 2])
+    drawn = decoder(poses, labels)
+    assert drawn.shape == (2, 2, 5, 6)
+    assert drawn.min() >= 0
+    assert drawn.max() <= 1
+    changed = poses.clone()
+    changed[0, [0, 2]] = 7.0
+    changed[1, [0, 1]] = 7.0
+    torch.testing.assert_close(decoder(changed, labels), drawn)
+    changed[0, 1] += 1
+    assert not torch.allclose(decoder(changed, labels)[0], drawn[0])
+
+
+def test_weights_start_glorot_uniform_and_biases_at_zero():
+    module = CapsAttention("element", parents=5, children=20, dim=8)
+    limit = (6 / (800 + 40)) ** 0.5
+    for layer in (module.reduce, module.expand):
+        assert layer.weight.abs().max() <= limit
+        assert layer.weight.abs().max() > 0.99 * limit
+        assert layer.bias.eq(0).all()

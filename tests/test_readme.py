@@ -1,0 +1,61 @@
+"""What README and quickstart tell a person to type works as written, with fewer epochs."""
+
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+PAGES = ["README.md", "docs/quickstart.md"]
+
+
+def code_blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
+
+
+def test_the_commands_of_the_readme_work_in_their_order(run_cli: Callable, shapes_folder: Path):
+    shapes_folder.rename("photos")
+    Path("photos/across").rename("photos/cat")
+    Path("photos/cat/01.png").rename("photos/cat/001.png")
+    lines = "\n".join(code_blocks("README.md", "bash")).splitlines()
+    commands = [shlex.split(line, comments=True) for line in lines if line.startswith("dualcaps ")]
+    assert len(commands) >= 8
+    for command in commands:
+        if "fashion-mnist" in command:
+            continue  # its files are not everywhere
+        if "--epochs" in command:
+            command[command.index("--epochs") + 1] = "1"
+        said = run_cli(*command[1:])
+        assert said.code == 0, (command, said.err)
+        assert said.out
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_python_of_the_pages_runs(page: str, capsys: pytest.CaptureFixture[str]):
+    (block,) = code_blocks(page, "python")
+    names: dict[str, object] = {}
+    exec(block.replace("epochs=10", "epochs=1"), names)
+    assert "runs/digits-da-capsnet-seed0" in capsys.readouterr().out
+    assert names["lengths"].shape == (359, 10)
+
+
+def test_every_link_and_picture_of_the_pages_exists():
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            if "://" not in target:
+                assert (page.parent / target).exists(), (page.name, target)
+    with Image.open(ROOT / "docs/images/fashion-mnist-reconstructions.png") as picture:
+        assert picture.width > picture.height
+
+
+def test_the_file_maps_name_every_module():
+    for page in ("README.md", "docs/architecture.md"):
+        text = (ROOT / page).read_text()
+        for module in (ROOT / "src/dualcaps").iterdir():
+            if module.is_dir() and module.name != "__pycache__":
+                assert f"  {module.name}/" in text
+            elif module.suffix == ".py" and module.name not in ("__init__.py", "__main__.py", "errors.py"):
+                assert f"  {module.name} " in text, (page, module.name)

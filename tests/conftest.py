@@ -3,7 +3,7 @@
 from jaxtyping import install_import_hook
 
 install_import_hook(
-    ["dualcaps.routing", "dualcaps.nn", "dualcaps.losses", "dualcaps.data.pipeline", "dualcaps.plots"],
+    ["dualcaps.routing", "dualcaps.nn", "dualcaps.losses", "dualcaps.data.pipeline"],
     "beartype.beartype",
 )
 

@@ -29,6 +29,8 @@ ALLOWED = {
 def rooms_used(file: Path) -> set[str]:
     used = set()
     for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            used.update(alias.name.split(".")[1] for alias in node.names if alias.name.startswith("dualcaps."))
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "dualcaps":
             assert node.level == 0, f"{file}: relative import"
             names = node.module.split(".")[1:2] or [alias.name for alias in node.names]
@@ -55,10 +57,10 @@ def watch(event, arguments):
     elif event in ("os.mkdir", "os.rename", "os.remove", "socket.connect", "subprocess.Popen"):
         opened.append((event, arguments))
 sys.dont_write_bytecode = True
-import torch, matplotlib.figure
+import torch
 sys.addaudithook(watch)
 import dualcaps
-slow = {"sklearn", "scipy", "matplotlib.pyplot", "tyro", "pandas"} & set(sys.modules)
+slow = {"sklearn", "scipy", "matplotlib", "tyro", "pandas"} & set(sys.modules)
 print(opened, slow)
 """
     answered = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -19,6 +19,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from dualcaps import MODELS, DualcapsError
+from dualcaps.runs import is_finished, read_metrics, read_provenance
 
 FAST = ("--epochs", 2, "--precision", "float32", "--device", "cpu")
 
@@ -152,6 +153,9 @@ def test_the_module_runs_too():
         (("train", "digits", "--image-size", "5", "5"), "too small for da-capsnet, which takes at least 10x10"),
         (("train", "digits", "--model", "cnn", "--iterations", "2"), "cnn has no iterations"),
         (("train", "digits", "--epochs", "0"), "epochs must be at least 1"),
+        (("train", "digits", "--iterations", "0"), "iterations must be at least 1"),
+        (("train", "digits", "--squash-constant", "0"), "squash_constant must be a number above 0"),
+        (("train", "digits", "--image-size", "512", "512"), "--caps-attention shared"),
         (("train", "digits", "--epochs", "many"), "--epochs"),
         (("train", "digits", "--precision", "float8"), "--precision"),
         (("train", "digits", "--device", "warp"), "--device warp"),
@@ -225,10 +229,27 @@ def test_a_bug_is_not_dressed_up_as_a_mistake(run_cli: Callable, monkeypatch: py
     assert issubclass(DualcapsError, ValueError)
 
 
+def test_out_of_memory_is_one_line(run_cli: Callable, monkeypatch: pytest.MonkeyPatch):
+    def greedy(*arguments: object, **options: object) -> None:
+        torch.empty(2**50)
+
+    monkeypatch.setattr("dualcaps.cli.create_model", greedy)
+    one_line(run_cli("train", "digits"), "out of memory", "--batch-size")
+
+
+def test_names_in_brackets_and_dollars_are_printed_as_they_are(run_cli: Callable, shapes_folder: Path):
+    (shapes_folder / "down").rename(shapes_folder / "[down] $a_$b")
+    said = run_cli("train", shapes_folder, *FAST, "--model", "capsnet", "--out", "[a run]")
+    assert said.code == 0, said.err
+    assert "[a run]" in said.out
+    assert "[down] $a_$b" in run_cli("evaluate", "[a run]").out
+    assert "[down] $a_$b" in run_cli("predict", "[a run]", shapes_folder / "across", "--top", 3).out
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="kills by signal")
-def test_killed_at_random_moments_it_resumes_to_the_same_weights(shapes_folder: Path, tmp_path: Path):
+def test_killed_at_random_moments_of_training_it_resumes_to_the_same_weights(shapes_folder: Path, tmp_path: Path):
     command = [
-        *(sys.executable, "-m", "dualcaps", "train", str(shapes_folder), "--model", "capsnet", "--epochs", "12"),
+        *(sys.executable, "-m", "dualcaps", "train", str(shapes_folder), "--epochs", "20"),
         *("--batch-size", "8", "--precision", "float32", "--device", "cpu", "--resume", "--out"),
     ]
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
@@ -238,20 +259,23 @@ def test_killed_at_random_moments_it_resumes_to_the_same_weights(shapes_folder: 
             [*command, str(run)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
         )
 
+    def sessions(run: Path) -> int:
+        return len(read_provenance(run)["sessions"]) if run.exists() else 0
+
     assert start(tmp_path / "whole").wait(timeout=120) == 0
-    dice, kills = random.Random(0), 0
-    while True:
-        process = start(tmp_path / "killed")
-        deadline = time.monotonic() + 60
-        while not (tmp_path / "killed").exists() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.01)
-        time.sleep(dice.uniform(0, 0.6))
-        if kills == 4 or process.poll() is not None:
-            break
+    training_seconds = sum(line["seconds"] for line in read_metrics(tmp_path / "whole"))
+    dice, run, kills = random.Random(0), tmp_path / "killed", 0
+    while kills < 10:
+        process = start(run)
+        while sessions(run) == kills and process.poll() is None:
+            time.sleep(0.01)  # until this process trains
+        time.sleep(dice.uniform(0, training_seconds / 8))
         process.send_signal(signal.SIGKILL)
         process.wait()
+        if is_finished(run):
+            break
         kills += 1
-    assert process.wait(timeout=120) == 0
-    assert kills > 0
-    whole, killed = (safetensors.torch.load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
+    assert kills >= 3, "finished before it could be killed often"
+    assert start(run).wait(timeout=120) == 0
+    whole, killed = (safetensors.torch.load_file(path / "model.safetensors") for path in (tmp_path / "whole", run))
     assert all(torch.equal(whole[name], killed[name]) for name in whole)

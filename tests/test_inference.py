@@ -97,13 +97,16 @@ def test_a_run_is_evaluated_on_its_own_test_part_or_another_folder(run: Path, sh
     own, _ = evaluate_run(run)
     assert own.confusion.sum() == len(load_data(shapes_folder).test)
     assert evaluate_run(run, str(shapes_folder))[0].confusion.tolist() == own.confusion.tolist()
+    (tmp_path / "link").symlink_to(shapes_folder)
+    for same in (tmp_path / "cwd" / ".." / "shapes", tmp_path / "link"):
+        assert evaluate_run(run, str(same))[0].confusion.sum() == own.confusion.sum()
     shutil.copytree(shapes_folder / "down", tmp_path / "other" / "down")
     other, _ = evaluate_run(run, str(tmp_path / "other"))
     assert other.confusion.sum(axis=1).tolist() == [0, 12, 0]
     with pytest.raises(DataError, match="classes are not the run's"):
         evaluate_run(run, "digits")
     (shapes_folder / "down" / "03.png").unlink()
-    with pytest.raises(DataError, match=r"not the images that .* was trained on"):
+    with pytest.raises(DataError, match=r"changed since .* was trained on it"):
         evaluate_run(run)
 
 
@@ -119,7 +122,7 @@ def test_damaged_runs_are_named(run: Path):
     with_config({"model": config["model"] | {"depth": 4}})
     with pytest.raises(RunError, match="not a ModelConfig of this version"):
         load_model(run)
-    with_config({"classes": None})
+    with_config({"classes": ["only one"]})
     with pytest.raises(RunError, match="class names"):
         load_model(run)
     with_config({})

@@ -119,6 +119,7 @@ def test_reconstruction_takes_the_predicted_class_unless_told():
         (("capsnet",), {"update": "add"}, "update must be one of"),
         (("capsnet", (1, 28, 28), 1), {}, "num_classes must be at least 2"),
         (("capsnet", (0, 28, 28)), {}, "image_shape"),
+        (("da-capsnet", (3, 512, 512), 1000), {}, "parameters and needs"),
         (("cnn",), {"caps_attention": "element"}, "cnn has no caps_attention"),
         (("cnn",), {"decoder": True}, "cnn has no decoder"),
         (("sabour-capsnet",), {"extra_conv": True}, "sabour-capsnet has no extra_conv"),

@@ -12,9 +12,13 @@ from dualcaps import ModelConfig, RunError, TrainConfig, runs
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     parent = tmp_path / "deep" / "runs"
-    runs.create_run(parent / "a", {"model": 1}, {"data": 2})
-    assert runs.read_config(parent / "a") == {"model": 1}
-    assert runs.read_provenance(parent / "a") == {"data": 2}
+    config = {"model": {}, "training": {"lr": 1}, "data": {}, "classes": ["a"]}
+    provenance = {"data": {"sha256": "0"}, "sessions": []}
+    take_back = runs.create_run(parent / "a", config, provenance)
+    assert runs.read_config(parent / "a") == config
+    assert runs.read_provenance(parent / "a") == provenance
+    runs.add_session(parent / "a", {"device": "cpu"})
+    assert runs.read_provenance(parent / "a")["sessions"] == [{"device": "cpu"}]
     with pytest.raises(RunError, match="exists already"):
         runs.create_run(parent / "a", {}, {})
 
@@ -24,7 +28,12 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(runs, "write_json", full)
     with pytest.raises(OSError, match="No space"):
         runs.create_run(parent / "b", {}, {})
+    with pytest.raises(OSError, match="No space"):
+        runs.create_run(tmp_path / "new" / "c", {}, {})
     assert [path.name for path in parent.iterdir()] == ["a"]
+    assert not (tmp_path / "new").exists()
+    take_back()
+    assert not (tmp_path / "deep").exists()
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -83,7 +92,13 @@ def test_folders_that_are_no_finished_run_of_this_version_are_named(tmp_path: Pa
         runs.read_config(tmp_path / "a")
     with pytest.raises(RunError, match=r"incomplete run folder \(config\.json is missing\)"):
         runs.read_config(tmp_path)
-    for content, said in (("{", "damaged"), ("[]", "damaged"), ('{"format": 99}', "run format"), ("{}", "run format")):
+    for content, said in (
+        ("{", "damaged"),
+        ("[]", "damaged"),
+        ('{"format": 99}', "run format"),
+        ("{}", "run format"),
+        ('{"format": 1, "model": null}', "'model' is missing"),
+    ):
         (tmp_path / "config.json").write_text(content)
         with pytest.raises(RunError, match=said):
             runs.read_config(tmp_path)

@@ -9,7 +9,20 @@ import pytest
 import safetensors.torch
 import torch
 
-from dualcaps import ConfigError, ImageData, Network, Result, RunError, TrainConfig, create_model, fit, load_data, runs
+from dualcaps import (
+    Augmentation,
+    ConfigError,
+    ImageData,
+    Network,
+    Result,
+    RunError,
+    TrainConfig,
+    create_model,
+    fit,
+    load_data,
+    runs,
+)
+from dualcaps.data.pipeline import training_batches
 
 TINY = TrainConfig(epochs=3, batch_size=8, precision="float32", device="cpu")
 GOLDEN = Path(__file__).parent / "golden" / "loss_curve.json"
@@ -134,11 +147,11 @@ def test_stopped_at_any_write_it_resumes_to_the_same_weights(
 
 def test_a_finished_run_is_only_read(data: ImageData, tmp_path: Path):
     first = train(data, tmp_path / "run")
-    before = {path: path.stat().st_mtime_ns for path in first.run.iterdir()}
+    before = {path: path.stat().st_mtime_ns for path in first.run.glob("[!.]*")}
     model = fresh(data, seed=5)
     again = fit(model, data, TINY, out=first.run, resume=True, quiet=True)
     assert again == first
-    assert before == {path: path.stat().st_mtime_ns for path in first.run.iterdir()}
+    assert before == {path: path.stat().st_mtime_ns for path in first.run.glob("[!.]*")}
     assert all(torch.equal(tensor, weights(first.run)[name]) for name, tensor in model.state_dict().items())
 
 
@@ -201,6 +214,23 @@ def test_the_paper_s_protocol_trains_on_the_validation_images_too(data: ImageDat
     config = dataclasses.replace(TINY, epochs=1, protocol="paper")
     line = train(data, tmp_path / "run", config).history[0]
     assert line["images_per_second"] * line["seconds"] == pytest.approx(len(data.train) + len(data.validation))
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("augment", ["policy", "paper-literal", "none"])
+def test_images_are_augmented_as_told(
+    data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, augment: Any, flip: bool
+):
+    seen = []
+
+    def watching(part, batch_size, augmentation, generator):
+        seen.append(augmentation)
+        return training_batches(part, batch_size, augmentation, generator)
+
+    monkeypatch.setattr("dualcaps.train.training_batches", watching)
+    train(dataclasses.replace(data, flip=flip), tmp_path / "run", dataclasses.replace(TINY, epochs=1, augment=augment))
+    expected = {"policy": Augmentation(0.1, flip), "paper-literal": Augmentation(0.1, True), "none": None}
+    assert seen == [expected[augment]]
 
 
 def test_the_selected_weights_are_kept_not_the_last(data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -287,7 +317,7 @@ def test_a_disk_that_fills_up_leaves_nothing_or_a_run_to_resume(
     whole = train(data, tmp_path / "whole")
     original = runs.write_bytes
     for good_writes in (0, 1, 2, 6):
-        run, left = tmp_path / f"full-{good_writes}", good_writes
+        run, left = tmp_path / f"full-{good_writes}" / "run", good_writes
 
         def write_bytes(file: Path, content: bytes) -> None:
             nonlocal left
@@ -301,7 +331,7 @@ def test_a_disk_that_fills_up_leaves_nothing_or_a_run_to_resume(
             with pytest.raises(OSError, match="No space"):
                 train(data, run)
         if good_writes < 3:  # no epoch is done: nothing is worth keeping
-            assert not list(tmp_path.glob(f"*full-{good_writes}*"))
+            assert not [path for path in tmp_path.iterdir() if path.name.strip(".").startswith("full")]
         else:
             train(data, run, resume=True)
             assert all(torch.equal(tensor, weights(whole.run)[name]) for name, tensor in weights(run).items())

@@ -18,13 +18,12 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from dualcaps import runs
 from dualcaps.data import load_data
 from dualcaps.data.formats import list_images
 from dualcaps.errors import DataError, DualcapsError
 from dualcaps.inference import evaluate_run, load_model, predict_files
 from dualcaps.models import MODELS, count_parameters, create_model
-from dualcaps.train import TrainConfig, fit, run_name
+from dualcaps.train import TrainConfig, fit
 
 _NETWORKS_OWN = tyro.conf.arg(help_behavior_hint="(default: the network's own)")
 _LARGEST_PRINTED_MATRIX = 12
@@ -83,12 +82,8 @@ class Train:
         )
         torch.manual_seed(self.training.seed)
         model = create_model(self.model, data.image_shape, len(data.classes), **self._switches())
-        out = self.out
-        if out is None and self.resume:
-            out = runs.latest_run_path(run_name(data, model, self.training))
-        result = fit(model, data, self.training, out=out, resume=self.resume)
+        result = fit(model, data, self.training, out=self.out, resume=self.resume)
         selected_on = "test" if self.training.protocol == "paper" else "validation"
-        table = Table.grid(padding=(0, 2))
         for name, value in (
             ("test accuracy", f"{100 * result.test_accuracy:.2f} % of {len(data.test):,} images"),
             ("selected", f"epoch {result.selected_epoch}, {selected_on} {100 * result.selection_accuracy:.2f} %"),
@@ -96,12 +91,13 @@ class Train:
             ("run", str(result.run)),
             ("pictures", ", ".join(path.name for path in sorted(result.run.glob("*.png")))),
         ):
-            table.add_row(name, value)
-        _stdout().print(table)
+            print(f"{name:<15}{value}")
 
     def _switches(self) -> dict[str, Any]:
         """What was asked for; an option left alone is the network's own affair."""
-        chosen = {name: value for name, value in vars(self.switches).items() if value not in (None, False)}
+        chosen = {
+            name: value for name, value in vars(self.switches).items() if value is not None and value is not False
+        }
         if chosen.pop("no_decoder", False):
             chosen["decoder"] = False
         return chosen
@@ -146,6 +142,8 @@ class Evaluate:
         console.print(_class_table(model.classes, evaluation.precision, evaluation.recall, confusion))
         if len(model.classes) <= _LARGEST_PRINTED_MATRIX:
             console.print(_confusion_table(model.classes, confusion))
+        else:
+            console.print(f"\nThe confusion matrix of {len(model.classes)} classes is in the output of --json.")
 
 
 @dataclass(frozen=True)
@@ -236,8 +234,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
         _fail(f"{error.filename or 'input or output'}: {error.strerror or error}")
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            raise
+        _fail("out of memory: lower --batch-size or --image-size, or close other programs")
     except KeyboardInterrupt:
-        print("dualcaps: interrupted; the same command with --resume goes on", file=sys.stderr)
+        print("dualcaps: interrupted; training goes on with the same command and --resume", file=sys.stderr)
         sys.exit(130)
 
 
@@ -314,4 +316,4 @@ def _print_json(content: Any) -> None:
 
 
 def _stdout() -> Console:
-    return Console(highlight=False)
+    return Console(highlight=False, markup=False, emoji=False)

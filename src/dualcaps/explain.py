@@ -1,15 +1,19 @@
 """What the capsules see: pictures computed from a trained network."""
 
+from typing import TYPE_CHECKING
+
 import torch
-from matplotlib.figure import Figure
 
 from dualcaps.data.pipeline import Part, to_float
 from dualcaps.models import Network
 from dualcaps.plots import image_rows
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 
 @torch.inference_mode()
-def reconstruction_figure(model: Network, part: Part, *, most: int = 10) -> Figure:
+def reconstruction_figure(model: Network, part: Part, *, most: int = 10) -> "Figure":
     """Images of a part above what the decoder makes of their predicted class's pose.
 
     One image of each class, in turn, `most` at the most; titles name the true class, and where

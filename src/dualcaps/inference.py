@@ -175,10 +175,13 @@ def evaluate_run(
     if data_dir is not None:
         options = dataclasses.replace(options, data_dir=os.fspath(data_dir))
     channels, height, width = model.config.image_shape
-    if source is None or options.source in (source, str(Path(source).absolute())):
+    if source is None or options.source in (source, str(Path(source).resolve())):
         data = load_data(**vars(options))
         if data.provenance["sha256"] != runs.read_provenance(path)["data"]["sha256"]:
-            raise DataError(f"{options.source}: not the images that {path} was trained on: name the images to use")
+            raise DataError(
+                f"{options.source}: changed since {path} was trained on it, so test images cannot be told from "
+                "training images: put the images to evaluate on into another folder and name that"
+            )
         part = data.test
     elif source in DATA_SETS:
         data = load_data(source, data_dir=options.data_dir, image_size=(height, width), channels=channels)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import os
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, get_args
@@ -233,7 +234,7 @@ def create_model(
 
     Raises:
         ModelError: an unknown name or switch, a value outside its range, a switch that the
-            network does not have, or an image too small for it.
+            network does not have, an image too small for it, or too large for this machine's memory.
     """
     _check_name(name)
     known = [field.name for field in dataclasses.fields(ModelConfig)[3:]]
@@ -242,9 +243,9 @@ def create_model(
             raise ModelError(f"unknown switch {switch!r} of {name}: choose from {', '.join(known)}")
         if switch in _MISSING_SWITCHES.get(name, ()) and switches[switch] != getattr(MODELS[name], switch):
             raise ModelError(f"{name} has no {switch}: leave that option out")
-    return build_model(
-        dataclasses.replace(MODELS[name], image_shape=tuple(image_shape), num_classes=num_classes, **switches)
-    )
+    config = dataclasses.replace(MODELS[name], image_shape=tuple(image_shape), num_classes=num_classes, **switches)
+    _check_memory(config)
+    return build_model(config)
 
 
 def build_model(config: ModelConfig) -> Network:
@@ -256,6 +257,21 @@ def build_model(config: ModelConfig) -> Network:
 def _check_name(name: str) -> None:
     if name not in MODELS:
         raise ModelError(f"unknown model {name!r}: choose one of {', '.join(MODELS)}")
+
+
+def _check_memory(config: ModelConfig) -> None:
+    """Refuse a network whose weights, gradients and two moments cannot all be held."""
+    if "SC_PHYS_PAGES" not in os.sysconf_names:
+        return
+    with torch.device("meta"):
+        parameters = count_parameters(build_model(config))
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if 16 * parameters > memory:
+        raise ModelError(
+            f"{config.name} for images of {_shape_text(config.image_shape)} in {config.num_classes} classes has "
+            f"{parameters:,} parameters and needs {16 * parameters / 1e9:.0f} GB to train, this machine has "
+            f"{memory / 1e9:.0f} GB: choose --caps-attention shared or a smaller --image-size"
+        )
 
 
 def count_parameters(model: nn.Module) -> int:

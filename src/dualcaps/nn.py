@@ -1,6 +1,6 @@
 """Layers with learned weights: the two attention modules, the votes, the decoder.
 
-All weights start Glorot-uniform and all biases at zero, as in Keras 2.2.4.
+Weights start Glorot-uniform and biases at zero, as in Keras 2.2.4, but for `PositionVotes`.
 """
 
 from typing import Literal
@@ -130,7 +130,7 @@ class PositionVotes(nn.Module):
         self.squash_constant = squash_constant
         children = positions * channels // child_dim
         self.transform = nn.Parameter(torch.empty(children, child_dim, parents * dim))
-        nn.init.trunc_normal_(self.transform, std=0.1)  # as in the authors' code
+        nn.init.trunc_normal_(self.transform, std=0.1, a=-0.2, b=0.2)  # as in the authors' code
 
     def forward(
         self, features: Float[Tensor, "batch channels height width"]

@@ -2,22 +2,24 @@
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _BLUE, _ORANGE = "#2266aa", "#dd7722"
 
 
-def png(figure: Figure) -> bytes:
+def png(figure: "Figure") -> bytes:
     """The figure as a PNG file's content."""
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=150)
     return content.getvalue()
 
 
-def learning_curves(history: Sequence[Mapping[str, Any]], selection: str, selected_epoch: int, title: str) -> Figure:
+def learning_curves(history: Sequence[Mapping[str, Any]], selection: str, selected_epoch: int, title: str) -> "Figure":
     """Loss and accuracy against the epoch, the selected epoch marked.
 
     Args:
@@ -29,8 +31,8 @@ def learning_curves(history: Sequence[Mapping[str, Any]], selection: str, select
     epochs = [line["epoch"] for line in history]
     chosen = [100 * line[f"{selection}_accuracy"] for line in history]
     best = epochs.index(selected_epoch)
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    figure.suptitle(title)
+    figure = _figure(9, 3.6)
+    figure.suptitle(title, parse_math=False)
     loss, accuracy = figure.subplots(1, 2)
     loss.plot(epochs, [line["loss"] for line in history], color=_BLUE, marker=".", label="training")
     loss.set(xlabel="epoch", ylabel="loss", yscale="log")
@@ -53,20 +55,28 @@ def learning_curves(history: Sequence[Mapping[str, Any]], selection: str, select
     return figure
 
 
-def image_rows(rows: Mapping[str, np.ndarray], titles: Sequence[str]) -> Figure:
+def image_rows(rows: Mapping[str, np.ndarray], titles: Sequence[str]) -> "Figure":
     """Rows of images, each row named at its left, each column titled.
 
     Args:
-        rows: by name, images [columns, height, width, channels] with values in [0, 1].
+        rows: by name, images [columns, height, width, channels] with values in [0, 1]; three
+            channels are shown in colour, any other number by their mean.
         titles: a title a column.
     """
-    figure = Figure(figsize=(1.1 * len(titles) + 0.6, 1.15 * len(rows) + 0.5), layout="constrained")
+    figure = _figure(1.1 * len(titles) + 0.6, 1.15 * len(rows) + 0.5)
     grid = figure.subplots(len(rows), len(titles), squeeze=False)
     for axes_row, (name, images) in zip(grid, rows.items(), strict=True):
         for axes, image in zip(axes_row, images, strict=True):
-            axes.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=1)
+            shown = image if image.shape[-1] == 3 else image.mean(axis=-1)
+            axes.imshow(shown, cmap="gray", vmin=0, vmax=1)
             axes.set(xticks=[], yticks=[])
         axes_row[0].set_ylabel(name)
     for axes, title in zip(grid[0], titles, strict=True):
-        axes.set_title(title, fontsize=8)
+        axes.set_title(title, fontsize=8, parse_math=False)
     return figure
+
+
+def _figure(width: float, height: float) -> "Figure":
+    from matplotlib.figure import Figure  # reads, and at first writes, a cache of the machine's fonts
+
+    return Figure(figsize=(width, height), layout="constrained")

@@ -14,13 +14,14 @@ predecessor in one step, so a run killed at any moment can be read and resumed.
 
 import dataclasses
 import datetime
+import itertools
 import json
 import os
 import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
@@ -65,24 +66,20 @@ def free_run_path(name: str, parent: Path = Path("runs")) -> Path:
 
 def latest_run_path(name: str, parent: Path = Path("runs")) -> Path:
     """The last existing folder that `free_run_path` gave for this name; `parent/name` if there is none."""
-    latest = parent / name
-    for path in _numbered(parent / name):
-        if not path.exists():
-            return latest
-        latest = path
-    raise AssertionError("unreachable")
+    return [parent / name, *itertools.takewhile(Path.exists, _numbered(parent / name))][-1]
 
 
 def _numbered(path: Path) -> Iterator[Path]:
     yield path
-    number = 2
-    while True:
+    for number in itertools.count(2):
         yield path.with_name(f"{path.name}-{number}")
-        number += 1
 
 
-def create_run(path: Path, config: dict[str, Any], provenance: dict[str, Any]) -> None:
+def create_run(path: Path, config: dict[str, Any], provenance: dict[str, Any]) -> Callable[[], None]:
     """Make the folder, complete with configuration and provenance, in one step.
+
+    Returns:
+        What takes it back: removes the folder and those above it that were made for it.
 
     Raises:
         RunError: the path exists and is not an empty folder.
@@ -90,22 +87,28 @@ def create_run(path: Path, config: dict[str, Any], provenance: dict[str, Any]) -
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise RunError(f"{path}: exists already: go on with --resume, or choose another folder with --out")
-    missing = [parent for parent in path.parents if not parent.exists()]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    made = [parent for parent in path.parents if not parent.exists()]
+
+    def take_back(folder: Path = path) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        for parent in made:
+            with suppress(OSError):  # it is not empty, so it is not ours alone
+                parent.rmdir()
+
+    draft = path
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         draft.chmod(0o755)
         write_json(draft / CONFIG, {"format": FORMAT, **config})
         write_json(draft / PROVENANCE, provenance)
         draft.replace(path)
     except BaseException as error:
-        shutil.rmtree(draft, ignore_errors=True)
-        for parent in missing:
-            with suppress(OSError):
-                parent.rmdir()
+        take_back(draft)
         if isinstance(error, OSError):
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
+    return take_back
 
 
 @contextmanager
@@ -137,7 +140,7 @@ def read_config(path: Path) -> dict[str, Any]:
     config = _read_json(path / CONFIG)
     if config.pop("format", None) != FORMAT:
         raise RunError(f"{path / CONFIG}: not of run format {FORMAT}: use the dualcaps version that wrote it")
-    return config
+    return _with(config, {"model": dict, "training": dict, "data": dict, "classes": list}, path / CONFIG)
 
 
 def parse(cls: type[_Config], section: Any, path: Path) -> _Config:
@@ -200,13 +203,13 @@ def _processor() -> str:
 
 def read_provenance(path: Path) -> dict[str, Any]:
     """With what the run was done; raises RunError where it is missing or damaged."""
-    return _read_json(path / PROVENANCE)
+    return _with(_read_json(path / PROVENANCE), {"data": dict, "sessions": list}, path / PROVENANCE)
 
 
 def add_session(path: Path, session: dict[str, Any]) -> None:
     """Record with what the run is gone on with."""
     provenance = read_provenance(path)
-    write_json(path / PROVENANCE, provenance | {"sessions": [*provenance.get("sessions", ()), session]})
+    write_json(path / PROVENANCE, provenance | {"sessions": [*provenance["sessions"], session]})
 
 
 def is_finished(path: Path) -> bool:
@@ -222,7 +225,8 @@ def read_result(path: Path) -> dict[str, Any]:
     """
     if not is_finished(path):
         raise RunError(f"{path}: training is not finished ({RESULT} is missing): go on with --resume")
-    return _read_json(path / RESULT)
+    fields = {"selected_epoch": int, "test_accuracy": float, "precision": str}
+    return _with(_read_json(path / RESULT), fields, path / RESULT)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -313,6 +317,14 @@ def _read_json(file: Path) -> dict[str, Any]:
         raise RunError(f"{file}: damaged ({error}): train again") from error
     if not isinstance(content, dict):
         raise RunError(f"{file}: damaged (not a JSON object): train again")
+    return content
+
+
+def _with(content: dict[str, Any], fields: dict[str, type], file: Path) -> dict[str, Any]:
+    """The content, sure to have these fields."""
+    for name, kind in fields.items():
+        if not isinstance(content.get(name), kind):
+            raise RunError(f"{file}: damaged ({name!r} is missing or not what it should be): train again")
     return content
 
 

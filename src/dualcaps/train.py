@@ -5,6 +5,7 @@ import datetime
 import math
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -42,7 +43,7 @@ class TrainConfig:
             once; "paper" trains on all training images and selects the epoch on the test images.
         precision: Number type of the layers; "auto" is bfloat16 where the machine is fast at it.
         device: "auto" (the GPU if there is one), cpu, cuda, cuda:1, mps, …
-        seed: Seed of weights, order, augmentation and dropout.
+        seed: Seed of order, augmentation and dropout, and on the command line of the weights.
     """
 
     epochs: int = 100
@@ -111,9 +112,9 @@ def fit(
         model: the network, with fresh weights.
         data: what to train, select and test on.
         config: how; `TrainConfig()` without.
-        out: the run folder; `runs/<data>-<model>-seed<seed>`, numbered if it exists, without.
-        resume: go on with the run in `out` where it stopped; a run that is finished is only
-            read, one that does not exist is started.
+        out: the run folder; without, `runs/<data>-<model>-seed<seed>`, numbered if it exists.
+        resume: go on with the run in `out`, or the last of that name, where it stopped; a run that
+            is finished is only read, one that does not exist is started.
         quiet: show no progress.
 
     Raises:
@@ -138,13 +139,14 @@ def fit(
     model.classes = data.classes
     classification_loss = cross_entropy if model.config.name == "cnn" else margin_loss
 
-    path = Path(out) if out is not None else runs.free_run_path(run_name(data, model, config))
+    choose_path = runs.latest_run_path if resume else runs.free_run_path
+    path = Path(out) if out is not None else choose_path(f"{data.name}-{model.config.name}-seed{config.seed}")
     session = runs.environment(device, precision)
-    fresh = _open_run(path, resume, model, data, config, session)
-    if runs.is_finished(path):
-        return _read_finished(path, model, device)
+    take_back = _open_run(path, resume, model, data, config, session)
     with runs.locked(path), _own_random_numbers(device), _Display(quiet, config.epochs, len(training)) as display:
-        if not fresh:
+        if runs.is_finished(path):
+            return _read_finished(path, model, device)
+        if take_back is None:
             runs.add_session(path, session)
         training, selection = training.to(device), selection.to(device)
         model.place(device)
@@ -197,15 +199,10 @@ def fit(
                 _save(path, model, optimiser, history, selected_on)
                 display.epoch_done(history[-1], selected_on)
         except (OSError, ConfigError):
-            if fresh and not (path / runs.CHECKPOINT).exists():
-                shutil.rmtree(path, ignore_errors=True)
+            if take_back and not (path / runs.CHECKPOINT).exists():
+                take_back()
             raise
         return _finish(path, model, data, config, precision, history, selected_on)
-
-
-def run_name(data: ImageData, model: Network, config: TrainConfig) -> str:
-    """The folder name of a run that is given none."""
-    return f"{data.name}-{model.config.name}-seed{config.seed}"
 
 
 def _check_fits(model: Network, data: ImageData) -> None:
@@ -218,8 +215,8 @@ def _check_fits(model: Network, data: ImageData) -> None:
 
 def _open_run(
     path: Path, resume: bool, model: Network, data: ImageData, config: TrainConfig, session: dict[str, Any]
-) -> bool:
-    """Create the run folder, or check that the existing one is of this very run; whether it is new."""
+) -> Callable[[], None] | None:
+    """Create the run folder and return what takes it back, or check that the existing one is of this very run."""
     wanted = {
         "model": dataclasses.asdict(model.config),
         "training": dataclasses.asdict(config),
@@ -228,18 +225,17 @@ def _open_run(
     }
     if not (resume and path.exists()):
         _check_space(path, model)
-        runs.create_run(path, wanted, {"data": data.provenance, "sessions": [session]})
-        return True
+        return runs.create_run(path, wanted, {"data": data.provenance, "sessions": [session]})
     existing = runs.read_config(path)
     for section in ("model", "training", "data"):
-        known = existing.get(section, {})
+        known = existing[section]
         for name, value in wanted[section].items():
             before = tuple(known[name]) if isinstance(known.get(name), list) else known.get(name)
             if before != value and name not in ("data_dir", "source"):  # the content's hash decides on these
                 raise RunError(f"{path}: {name} was {before}, now {value}: resume with the same options, or train anew")
-    if runs.read_provenance(path).get("data", {}).get("sha256") != data.provenance["sha256"]:
+    if runs.read_provenance(path)["data"].get("sha256") != data.provenance["sha256"]:
         raise RunError(f"{path}: the images of {data.name} are not those it was started with: train anew")
-    return False
+    return None
 
 
 def _check_space(path: Path, model: Network) -> None:
@@ -349,6 +345,8 @@ def _read_finished(path: Path, model: Network, device: torch.device) -> Result:
     result, history = runs.read_result(path), runs.read_metrics(path)
     model.load_state_dict(runs.read_weights(path))
     model.place(device)
+    if not 1 <= result["selected_epoch"] <= len(history):
+        raise RunError(f"{path / runs.METRICS}: damaged (epochs are missing): train again")
     selected = history[result["selected_epoch"] - 1]
     accuracy = selected.get("validation_accuracy", selected.get("test_accuracy"))
     return Result(path, result["selected_epoch"], accuracy, result["test_accuracy"], history)
@@ -363,7 +361,7 @@ class _Display:
     """A line an epoch and, on a terminal, a bar with speed and time left; on standard error."""
 
     def __init__(self, quiet: bool, epochs: int, images: int) -> None:
-        self.console = Console(stderr=True, quiet=quiet, highlight=False)
+        self.console = Console(stderr=True, quiet=quiet, highlight=False, markup=False, emoji=False)
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(None),
@@ -388,8 +386,9 @@ class _Display:
     def start(self, model: Network, data: ImageData, epochs_done: int) -> None:
         channels, height, width = data.image_shape
         self.console.print(
-            f"{model.config.name}, {count_parameters(model):,} parameters, on {data.name}: {len(data.train):,} "
-            f"training, {len(data.validation):,} validation, {len(data.test):,} test images of "
+            f"{model.config.name}, {count_parameters(model):,} parameters, on {data.name}: {self.images:,} training, "
+            f"{'' if self.images > len(data.train) else f'{len(data.validation):,} validation, '}"
+            f"{len(data.test):,} test images of "
             f"{height}x{width}x{channels} in {len(data.classes)} classes",
             soft_wrap=True,
         )

@@ -47,6 +47,13 @@ def test_common_layouts_are_understood(places: list[Path], where: str, suffix: s
     assert catalog.find_files(MNIST, places[0])[0] == folder / (MNIST.files[0] + suffix)
 
 
+def test_the_folder_of_another_data_set_is_not_taken_for_it(places: list[Path]):
+    folder = put(places[0] / "fashion-mnist")
+    with pytest.raises(DataError, match="mnist: files not found"):
+        catalog.find_files(MNIST, folder)
+    assert catalog.find_files(DATA_SETS["fashion-mnist"], folder)[0].parent == folder
+
+
 def test_a_missing_data_set_is_told_where_to_go(places: list[Path]):
     with pytest.raises(DataError) as caught:
         catalog.find_files(MNIST, places[0])

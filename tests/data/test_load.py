@@ -121,6 +121,12 @@ def test_parts_of_its_own_are_kept(shapes_folder: Path, tmp_path: Path):
     assert torch.equal(part.images, data.test.images)
     shutil.rmtree(root / "val")
     assert len(load_data(root).validation) == 3
+    (root / "test").rename(root / "Testing")
+    assert len(load_data(root).test) == 6
+    shutil.copytree(root / "Testing", root / "test")
+    with pytest.raises(DataError, match="Testing and test are both the test part"):
+        load_data(root)
+    shutil.rmtree(root / "Testing")
     (root / "test" / "across").rename(root / "test" / "unheard")
     with pytest.raises(DataError, match="class 'unheard' of the test part is missing from the training part"):
         load_data(root)

@@ -21,7 +21,15 @@ from dualcaps.errors import DataError
 
 _LARGEST_KEPT_SIDE = 64
 _RESIZED_SIDE = 32
-_PART_FOLDERS = {"train": ("train",), "validation": ("val", "valid", "validation"), "test": ("test",)}
+_PART_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+    "testing": "test",
+}
 
 
 @dataclass(frozen=True)
@@ -113,7 +121,7 @@ def load_data(
         labelled = {part: _brought_to(part_data, options) for part, part_data in labelled.items()}
         name, classes, flip = data_set.name, data_set.classes, data_set.flip
     elif Path(options.source).is_dir():
-        folder = Path(options.source).absolute()
+        folder = Path(options.source).resolve()
         options = dataclasses.replace(options, source=str(folder))
         labelled, classes = _load_folder(folder, options)
         name, flip, found = folder.name, False, str(folder)
@@ -137,8 +145,7 @@ def load_labelled_folder(folder: str | Path, classes: tuple[str, ...], image_sha
     root = Path(folder)
     if not root.is_dir():
         raise unknown_source(str(folder))
-    if len(_part_folders(root)) > 1 and (root / "test").is_dir():
-        root = root / "test"
+    root = _part_folders(root).get("test", root)
     by_class = list_classes(root)
     if unknown := sorted(set(by_class) - set(classes)):
         raise DataError(f"{root}: class {unknown[0]!r} is not one of the run's: {', '.join(classes)}")
@@ -196,12 +203,7 @@ def _load_idx(data_set: DataSet, options: DataOptions) -> tuple[_Labelled, str]:
 
 
 def _load_folder(folder: Path, options: DataOptions) -> tuple[_Labelled, tuple[str, ...]]:
-    listed = {
-        part: list_classes(folder / name)
-        for part, names in _part_folders(folder).items()
-        for name in names
-        if (folder / name).is_dir()
-    }
+    listed = {part: list_classes(part_folder) for part, part_folder in _part_folders(folder).items()}
     classes = (*listed["train"],)
     if len(classes) < 2:
         raise DataError(f"{folder}: only one class ({', '.join(classes)}): at least two class sub-folders are needed")
@@ -224,10 +226,16 @@ def _read_classes(
     return read_images(paths, shape), np.array(labels)
 
 
-def _part_folders(folder: Path) -> dict[str, tuple[str, ...]]:
-    """Which sub-folders hold which part; a folder of classes alone is all training part."""
-    train = folder / "train"
-    return _PART_FOLDERS if train.is_dir() and any(child.is_dir() for child in train.iterdir()) else {"train": (".",)}
+def _part_folders(folder: Path) -> dict[str, Path]:
+    """The sub-folder of each part; a folder of classes alone is all training part."""
+    parts: dict[str, Path] = {}
+    for child in sorted(folder.iterdir()):
+        part = _PART_NAMES.get(child.name.lower())
+        if part and child.is_dir() and any(grandchild.is_dir() for grandchild in child.iterdir()):
+            if part in parts:
+                raise DataError(f"{folder}: {parts[part].name} and {child.name} are both the {part} part: keep one")
+            parts[part] = child
+    return parts if "train" in parts else {"train": folder}
 
 
 def _natural_size(sizes: set[tuple[int, int]]) -> tuple[int, int]:
@@ -275,7 +283,7 @@ def stratified_split(
     for label, name in enumerate(classes):
         members = np.flatnonzero(labels == label)
         if len(members) == 1:
-            raise DataError(f"class {name!r} has too few images to hold one out: add at least two more")
+            raise DataError(f"class {name!r} has too few images to hold some out: at least 3 are needed")
         count = min(max(1, round(fraction * len(members))), len(members) - 1)
         held.append(random.permutation(members)[: max(count, 0)])
     out = np.zeros(len(labels), bool)

@@ -65,7 +65,8 @@ def find_files(data_set: DataSet, data_dir: Path | None) -> list[Path]:
     """The data set's files, all from the first folder that holds them all.
 
     Looked for in `data_dir`, the environment's `DUALCAPS_DATA`, the user cache and Debian's
-    folder for data sets, in this order: below one of the data set's folder names, or directly.
+    folder for data sets, in this order: below one of the data set's folder names, or directly,
+    unless the folder bears the name of another data set, whose files may have the same names.
 
     Raises:
         DataError: no folder holds them; the message says where to put them.
@@ -73,6 +74,8 @@ def find_files(data_set: DataSet, data_dir: Path | None) -> list[Path]:
     roots = list(_roots(data_dir))
     for root in roots:
         for folder in (*(root / name for name in data_set.folders), root):
+            if folder == root and root.name in DATA_SETS.keys() - {data_set.name}:
+                continue
             found = [_plain_or_gzipped(folder / name) for name in data_set.files]
             if all(found):
                 return [path for path in found if path]

@@ -3,6 +3,7 @@
 import gzip
 import math
 import os
+import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -147,6 +148,8 @@ def read_image(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    if image.mode not in ("1", "L", "LA"):
+        image = image.convert("RGB")  # some modes have no way to grey but this
     image = image.convert("L" if channels == 1 else "RGB")
     if image.size != (width, height):
         shrinks = image.width >= width and image.height >= height
@@ -162,6 +165,9 @@ def _opened(path: Path) -> Iterator[Image.Image]:
             yield image
     except UnidentifiedImageError as error:
         raise DataError(f"{path}: not an image that can be read: replace or remove it") from error
-    except (OSError, SyntaxError, ValueError, EOFError, zlib.error, Image.DecompressionBombError) as error:
+    except (
+        *(OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error),
+        Image.DecompressionBombError,
+    ) as error:
         reason = (isinstance(error, OSError) and error.strerror) or error
         raise DataError(f"{path}: cannot be read ({reason}): replace or remove it") from error

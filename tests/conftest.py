@@ -17,7 +17,8 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from dualcaps import cli  # noqa: E402
+from dualcaps import DataError, cli  # noqa: E402
+from dualcaps.data.catalog import DataSet  # noqa: E402
 
 hypothesis.settings.register_profile("dualcaps", deadline=None, max_examples=30, derandomize=True)
 hypothesis.settings.load_profile("dualcaps")
@@ -38,6 +39,11 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path / "cwd")
     monkeypatch.delenv("DUALCAPS_DATA", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def no_network(data_set: DataSet, **options: object) -> None:
+        raise DataError("no network in the tests")
+
+    monkeypatch.setattr("dualcaps.data.fetch", no_network)
 
 
 class Said(NamedTuple):

@@ -21,7 +21,7 @@ ALLOWED = {
     "inference": {"models", "data", "runs", "errors"},
     "explain": {"models", "data", "plots"},
     "train": {"models", "losses", "data", "runs", "inference", "explain", "plots", "errors"},
-    "cli": {"train", "inference", "models", "data", "runs", "errors"},
+    "cli": {"train", "inference", "explain", "models", "data", "runs", "plots", "errors"},
     "__main__": {"cli"},
 }
 

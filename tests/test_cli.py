@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 from PIL import Image, ImageDraw
 
-from dualcaps import MODELS, DualcapsError
+from dualcaps import DATA_SETS, MODELS, DualcapsError
 from dualcaps.runs import is_finished, read_metrics, read_provenance
 
 FAST = ("--epochs", 2, "--precision", "float32", "--device", "cpu")
@@ -125,16 +125,58 @@ def test_models_are_listed_with_their_sizes(run_cli: Callable):
     assert "9,206,368" in said
 
 
-@pytest.mark.parametrize("command", ["", "train", "evaluate", "predict", "models"])
-def test_help_is_there(run_cli: Callable, command: str):
-    said = run_cli(*filter(None, [command]), "--help")
+def test_data_sets_are_listed_checked_and_shown(run_cli: Callable, shapes_folder: Path):
+    listed = run_cli("data", "list").out
+    assert "embedded" in listed
+    assert all(f"{name} " in listed for name in DATA_SETS)
+    checked = run_cli("data", "check", shapes_folder)
+    assert checked.code == 0, checked.err
+    assert [line.split() for line in checked.out.splitlines()[2:6]] == [
+        *([name, "9", "1", "2"] for name in ("across", "down", "slanted")),
+        ["all", "27", "3", "6"],
+    ]
+    assert "… and 16 more files" in checked.out
+    assert "no official files to compare with" in checked.out
+    shown = run_cli("data", "show", shapes_folder, "--out", "shapes.png")
+    assert shown.code == 0, shown.err
+    with Image.open("shapes.png") as picture:
+        assert picture.width > picture.height
+    one_line(run_cli("data", "get", "imagenet"), "unknown data set 'imagenet'")
+    one_line(run_cli("data", "get", "mnist"), "no network in the tests", "train-images-idx3-ubyte.gz")
+    one_line(run_cli("data", "check", "mnist"), "mnist: files not found")
+    one_line(run_cli("data", "show", "digits", "--out", "nowhere/x.png"), "nowhere")
+
+
+def test_images_of_64x48_pixels_in_colour_are_trained_on_as_they_are(run_cli: Callable, tmp_path: Path):
+    for colour in ("red", "green", "blue"):
+        (tmp_path / "flags" / colour).mkdir(parents=True)
+        for number in range(4):
+            image = Image.new("RGB", (64, 48), colour)
+            ImageDraw.Draw(image).ellipse((number * 4, 8, 30, 40), fill="white")
+            image.save(tmp_path / "flags" / colour / f"{number}.jpg")
+    said = run_cli("train", tmp_path / "flags", "--epochs", 1, "--caps-attention", "shared", "--out", "run")
+    assert said.code == 0, said.err
+    assert "48x64x3" in said.err
+    answer = run_cli("predict", "run", tmp_path / "flags" / "red" / "0.jpg").out
+    assert any(colour in answer for colour in ("red", "green", "blue"))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *((), ("train",), ("evaluate",), ("predict",), ("models",), ("data",)),
+        *(("data", c) for c in ("list", "check", "get", "show")),
+    ],
+)
+def test_help_is_there(run_cli: Callable, command: tuple[str, ...]):
+    said = run_cli(*command, "--help")
     assert said.code == 0
     assert "usage: dualcaps" in said.out
 
 
 def test_the_help_of_training_shows_defaults(run_cli: Callable):
     said = run_cli("train", "--help").out
-    for text in ("(default: digits)", "(default: da-capsnet)", "(default: 100)", "(default: 128)", "(default: 0.001)"):
+    for text in ("(default: digits)", "(default: da-capsnet)", "(default: 100)", "(default: 0.001)"):
         assert text in said
 
 
@@ -191,9 +233,7 @@ def test_images_that_cannot_be_used_are_one_line_and_leave_nothing(run_cli: Call
 
 
 def test_a_truncated_idx_file_is_one_line(run_cli: Callable, tmp_path: Path):
-    from dualcaps import DATA_SETS
-
-    for name in DATA_SETS["mnist"].files:
+    for name in DATA_SETS["mnist"].layouts[0].files:
         (tmp_path / name).write_bytes(b"\0\0\x08\x03\0\0\0\x02\0\0\0\x1c\0\0\0\x1c" + b"\0" * 100)
     one_line(run_cli("train", "mnist", "--data-dir", tmp_path), "train-images-idx3-ubyte", "fewer than the 1568 bytes")
 

@@ -1,12 +1,14 @@
 """What the capsules see."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
-from dualcaps import ModelError, Part, create_model
+from dualcaps import ModelError, Part, create_model, load_data
 from dualcaps.data.pipeline import to_float
-from dualcaps.explain import reconstruction_figure
+from dualcaps.explain import contact_sheet, reconstruction_figure
 
 
 def test_one_image_a_class_is_reconstructed_from_its_predicted_pose():
@@ -25,6 +27,17 @@ def test_one_image_a_class_is_reconstructed_from_its_predicted_pose():
     for axes, truth, guess in zip(figure.axes, (0, 1, 2), output.lengths.argmax(dim=1).tolist(), strict=False):
         title = model.classes[truth]
         assert axes.get_title() == (title if truth == guess else f"{title}\n(seen as {model.classes[guess]})")
+
+
+def test_a_contact_sheet_shows_each_class_as_it_is_and_augmented(shapes_folder: Path):
+    data = load_data(shapes_folder)
+    figure = contact_sheet(data, columns=2, most=2)
+    assert [axes.get_title() for axes in figure.axes[:4]] == ["as it is", "as it is", "augmented", "augmented"]
+    assert [axes.get_ylabel() for axes in figure.axes if axes.get_ylabel()] == ["across", "down"]
+    of_class = data.train.images[data.train.labels == 1][:, 0] / 255
+    for axes in figure.axes[4:6]:
+        shown = torch.as_tensor(np.asarray(axes.images[0].get_array()))
+        assert any(torch.allclose(shown, image) for image in of_class)
 
 
 def test_a_network_without_decoder_is_refused():

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,15 +19,20 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from dualcaps.data import load_data
-from dualcaps.data.formats import list_images
+from dualcaps.data import DATA_SETS, ImageData, check_data, data_state, get_data, load_data
+from dualcaps.data.catalog import Split
+from dualcaps.data.images import list_images
 from dualcaps.errors import DataError, DualcapsError
+from dualcaps.explain import contact_sheet
 from dualcaps.inference import evaluate_run, load_model, predict_files
 from dualcaps.models import MODELS, count_parameters, create_model
+from dualcaps.plots import png
+from dualcaps.runs import write_bytes
 from dualcaps.train import TrainConfig, fit
 
 _NETWORKS_OWN = tyro.conf.arg(help_behavior_hint="(default: the network's own)")
 _LARGEST_PRINTED_MATRIX = 12
+_MOST_PRINTED_FILES = 20
 
 
 @dataclass(frozen=True)
@@ -48,17 +54,9 @@ class Switches:
 
 
 @dataclass(frozen=True)
-class Train:
-    """Train a network and keep the run in a folder."""
+class Reading:
+    """Where images are looked for, and how they are read and split."""
 
-    data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATA")] = "digits"
-    """A data set's name, or a folder with a sub-folder of images for each class."""
-    model: str = "da-capsnet"
-    """The network; `dualcaps models` lists them."""
-    out: Path | None = None
-    """Run folder, by default runs/<data>-<model>-seed<seed>, numbered if that exists."""
-    resume: bool = False
-    """Go on with the run where it stopped."""
     data_dir: Path | None = None
     """Folder to look into first for the files of a named data set."""
     image_size: tuple[int, int] | None = None
@@ -66,20 +64,41 @@ class Train:
     most 64 a side, otherwise 32 32."""
     channels: Literal[1, 3] | None = None
     """1 for grey, 3 for colour; by default what the images have."""
+    split: Split | None = None
+    """How training and test images are told apart: smallnorb official, azimuth, elevation; coil-20 random, views."""
     split_seed: int = 0
     """Seed of the choice of held-out images."""
+    camera: Literal["left", "right", "both"] | None = None
+    """smallnorb: the camera, by default the left."""
+    objects: Literal[10, 20] | None = None
+    """coil-20: how many objects, by default the first 10."""
+    extra: bool = False
+    """svhn: train on extra_32x32.mat too."""
+
+    def load(self, source: str) -> ImageData:
+        """Load a data set or a person's own images."""
+        return load_data(source, **vars(self))
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a network and keep the run in a folder."""
+
+    data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATA")] = "digits"
+    """A data set's name; a folder with a sub-folder of images for each class; a .npz or Parquet file."""
+    model: str = "da-capsnet"
+    """The network; `dualcaps models` lists them."""
+    out: Path | None = None
+    """Run folder, by default runs/<data>-<model>-seed<seed>, numbered if that exists."""
+    resume: bool = False
+    """Go on with the run where it stopped."""
+    reading: tyro.conf.OmitArgPrefixes[Reading] = dataclasses.field(default_factory=Reading)
     switches: tyro.conf.OmitArgPrefixes[Switches] = dataclasses.field(default_factory=Switches)
     training: tyro.conf.OmitArgPrefixes[TrainConfig] = dataclasses.field(default_factory=TrainConfig)
 
     def run(self) -> None:
         """Load, build, train, print the result."""
-        data = load_data(
-            self.data,
-            data_dir=self.data_dir,
-            image_size=self.image_size,
-            channels=self.channels,
-            split_seed=self.split_seed,
-        )
+        data = self.reading.load(self.data)
         torch.manual_seed(self.training.seed)
         model = create_model(self.model, data.image_shape, len(data.classes), **self._switches())
         result = fit(model, data, self.training, out=self.out, resume=self.resume)
@@ -215,16 +234,123 @@ class Models:
         _stdout().print(table)
 
 
+@dataclass(frozen=True)
+class DataList:
+    """List the data sets: found or not, where, official or not, their sizes and classes."""
+
+    data_dir: Path | None = None
+    """Folder to look into first."""
+
+    def run(self) -> None:
+        """Look and print."""
+        table = Table(box=None, pad_edge=False)
+        for heading in ("data set", "classes", "pixels", "splits", "files"):
+            table.add_column(heading, overflow="fold")
+        for name, data_set in DATA_SETS.items():
+            height, width = data_set.size
+            pixels = f"{height}x{width}x{data_set.channels}"
+            table.add_row(
+                name, str(len(data_set.classes)), pixels, ", ".join(data_set.splits), data_state(name, self.data_dir)
+            )
+        _stdout().print(table)
+
+
+@dataclass(frozen=True)
+class DataCheck:
+    """Read everything anew, count images per class and part, compare checksums with the official ones."""
+
+    name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATA")]
+    """A data set's name, or a path of your own images."""
+    reading: tyro.conf.OmitArgPrefixes[Reading] = dataclasses.field(default_factory=Reading)
+
+    def run(self) -> None:
+        """Read and print."""
+        files = check_data(self.name, **vars(self.reading))
+        data = self.reading.load(self.name)
+        console = _stdout()
+        channels, height, width = data.image_shape
+        console.print(
+            f"{data.name}: {height}x{width}x{channels} pixels, from {data.provenance['from']}", soft_wrap=True
+        )
+        table = Table(box=None, pad_edge=False)
+        table.add_column("class")
+        parts = {"training": data.train, "validation": data.validation, "test": data.test}
+        for part in parts:
+            table.add_column(part, justify="right")
+        counts = [torch.bincount(part.labels, minlength=len(data.classes)) for part in parts.values()]
+        for label, name in enumerate(data.classes):
+            table.add_row(name, *(f"{int(count[label]):,}" for count in counts))
+        table.add_row("all", *(f"{len(part):,}" for part in parts.values()))
+        console.print(table)
+        for file in files[:_MOST_PRINTED_FILES]:
+            console.print(f"{file.verdict:<14}{file.checksum}  {file.path}", soft_wrap=True)
+        if len(files) > _MOST_PRINTED_FILES:
+            console.print(f"… and {len(files) - _MOST_PRINTED_FILES:,} more files")
+        console.print(
+            {True: "official files", False: "not the official files", None: "no official files to compare with"}[
+                data.provenance["official"]
+            ]
+        )
+
+
+@dataclass(frozen=True)
+class DataGet:
+    """Fetch a data set's files into the user cache."""
+
+    name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATA")]
+    """A data set's name."""
+    extra: bool = False
+    """svhn: the large extra_32x32.mat too."""
+
+    def run(self) -> None:
+        """Fetch and say where it is."""
+        print(get_data(self.name, extra=self.extra))
+
+
+@dataclass(frozen=True)
+class DataShow:
+    """Draw a contact sheet: images of each class, as they are and augmented."""
+
+    name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATA")]
+    """A data set's name, or a path of your own images."""
+    out: Path = Path("sheet.png")
+    """The PNG file to write."""
+    reading: tyro.conf.OmitArgPrefixes[Reading] = dataclasses.field(default_factory=Reading)
+
+    def run(self) -> None:
+        """Draw and say where it is."""
+        write_bytes(self.out, png(contact_sheet(self.reading.load(self.name))))
+        print(self.out)
+
+
+@dataclass(frozen=True)
+class Data:
+    """List, check, fetch and show data sets."""
+
+    action: tyro.conf.OmitSubcommandPrefixes[
+        Annotated[DataList, tyro.conf.subcommand("list")]
+        | Annotated[DataCheck, tyro.conf.subcommand("check")]
+        | Annotated[DataGet, tyro.conf.subcommand("get")]
+        | Annotated[DataShow, tyro.conf.subcommand("show")]
+    ]
+
+    def run(self) -> None:
+        """Do it."""
+        self.action.run()
+
+
 _Command = (
     Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Predict, tyro.conf.subcommand("predict")]
     | Annotated[Models, tyro.conf.subcommand("models")]
+    | Annotated[Data, tyro.conf.subcommand("data")]
 )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exits with 2 and one line on standard error for a user's mistake."""
+    warnings.filterwarnings("ignore", module="PIL")  # what matters of a damaged image becomes an error
     try:
         _parse(arguments).run()
     except DualcapsError as error:
@@ -243,7 +369,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(130)
 
 
-def _parse(arguments: Sequence[str] | None) -> Train | Evaluate | Predict | Models:
+def _parse(arguments: Sequence[str] | None) -> Train | Evaluate | Predict | Models | Data:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):

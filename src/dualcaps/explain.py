@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dualcaps.data.pipeline import Part, to_float
+from dualcaps.data import ImageData
+from dualcaps.data.pipeline import Augmentation, Part, augment, to_float
 from dualcaps.models import Network
 from dualcaps.plots import image_rows
 
@@ -34,3 +35,24 @@ def reconstruction_figure(model: Network, part: Part, *, most: int = 10) -> "Fig
     ]
     rows = {"input": images, "reconstruction": model.reconstruct(output.poses).float()}
     return image_rows({name: row.permute(0, 2, 3, 1).cpu().numpy() for name, row in rows.items()}, titles)
+
+
+def contact_sheet(data: ImageData, *, columns: int = 6, most: int = 20, seed: int = 0) -> "Figure":
+    """Training images of each class, as they are and as augmentation shows them to a network.
+
+    Args:
+        data: whose images.
+        columns: images of each class as they are, and as many augmented.
+        most: how many classes at the most, from the first.
+        seed: seed of the choice and the augmentation.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    how = Augmentation(flip=data.flip)
+    rows = {}
+    for label, name in enumerate(data.classes[:most]):
+        members = torch.nonzero(data.train.labels == label).flatten()
+        chosen = members[torch.randint(len(members), (columns,), generator=generator)]
+        images = data.train.images[chosen]
+        both = torch.cat([images, augment(images, how, generator)])
+        rows[name] = to_float(both).permute(0, 2, 3, 1).numpy()
+    return image_rows(rows, ["as it is"] * columns + ["augmented"] * columns)

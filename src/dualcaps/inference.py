@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dualcaps import runs
 from dualcaps.data import DATA_SETS, DataOptions, load_data, load_labelled_folder
-from dualcaps.data.formats import read_images
+from dualcaps.data.images import read_images
 from dualcaps.data.pipeline import Part, to_float
 from dualcaps.errors import ConfigError, DataError, RunError
 from dualcaps.models import ModelConfig, Network, build_model

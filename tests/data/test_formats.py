@@ -9,10 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from PIL import Image
 
 from dualcaps import DataError
-from dualcaps.data.formats import inspect_images, list_classes, list_images, read_idx, read_image, read_images
+from dualcaps.data.formats import read_idx
 
 
 def idx_bytes(array: np.ndarray) -> bytes:
@@ -65,103 +64,3 @@ def test_what_is_wrong_with_an_idx_file_is_said(tmp_path: Path, content: bytes, 
     with pytest.raises(DataError, match=said) as caught:
         read_idx(path)
     assert str(path) in str(caught.value)
-
-
-def save(image: Image.Image, path: Path, **options) -> Path:
-    image.save(path, **options)
-    return path
-
-
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])
-@pytest.mark.parametrize("channels", [1, 3])
-def test_every_mode_shows_the_same_picture(tmp_path: Path, mode: str, channels: int):
-    halves = np.zeros((8, 8), np.uint8)
-    halves[:, 4:] = 255
-    if mode == "I;16":
-        image = Image.fromarray(halves.astype(np.uint16) * 257)
-    else:
-        image = Image.fromarray(halves).convert("RGB").convert(mode)
-    path = save(image, tmp_path / ("x.tif" if mode == "CMYK" else "x.png"))
-    read = read_image(path, (channels, 8, 8))
-    assert read.shape == (channels, 8, 8)
-    assert np.abs(read.astype(int) - halves).max() <= 1
-
-
-def test_transparency_becomes_white(tmp_path: Path):
-    pixels = np.zeros((4, 4, 4), np.uint8)
-    pixels[:, :2, 3] = 255  # black on the left, nothing on the right
-    read = read_image(save(Image.fromarray(pixels), tmp_path / "x.png"), (1, 4, 4))
-    np.testing.assert_array_equal(read[0], np.repeat([[0, 0, 255, 255]], 4, axis=0))
-
-
-def test_rotation_in_the_exif_data_is_applied(tmp_path: Path):
-    image = Image.fromarray(np.arange(24, dtype=np.uint8).reshape(4, 6) * 10)
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    path = save(image, tmp_path / "x.png", exif=exif)
-    assert inspect_images([path]) == ({(6, 4)}, False)
-    np.testing.assert_array_equal(read_image(path, (1, 6, 4))[0], np.rot90(np.asarray(image), -1))
-
-
-def test_colours_stay_in_their_channels_and_become_grey_by_luminance(tmp_path: Path):
-    path = save(Image.new("RGB", (3, 5), (10, 100, 200)), tmp_path / "x.webp", lossless=True)
-    assert inspect_images([path]) == ({(5, 3)}, True)
-    np.testing.assert_array_equal(read_image(path, (3, 5, 3))[:, 0, 0], [10, 100, 200])
-    assert read_image(path, (1, 5, 3))[0, 0, 0] == Image.new("RGB", (1, 1), (10, 100, 200)).convert("L").getpixel(
-        (0, 0)
-    )
-
-
-def test_shrinking_is_by_area(tmp_path: Path):
-    pixels = np.array([[0, 100], [200, 60]], np.uint8).repeat(4, axis=0).repeat(4, axis=1)
-    checkered = pixels.copy()
-    checkered[::2, ::2] += 20
-    read = read_image(save(Image.fromarray(checkered), tmp_path / "x.png"), (1, 2, 2))
-    np.testing.assert_allclose(read[0], [[5, 105], [205, 65]], atol=1)
-
-
-def test_many_images_come_in_order(tmp_path: Path):
-    paths = [save(Image.new("L", (2, 2), value), tmp_path / f"{value}.png") for value in range(0, 250, 7)]
-    np.testing.assert_array_equal(read_images(paths, (1, 2, 2))[:, 0, 0, 0], range(0, 250, 7))
-
-
-@pytest.mark.parametrize("cut", [0, 1, 10, 50])
-def test_what_is_no_image_is_named(tmp_path: Path, cut: int):
-    whole = save(Image.effect_noise((30, 30), 50), tmp_path / "whole.png").read_bytes()
-    path = tmp_path / "x.png"
-    path.write_bytes(whole[:cut] if cut else b"just text")
-    for read in (lambda: inspect_images([path]), lambda: read_image(path, (1, 8, 8))):
-        with pytest.raises(DataError) as caught:
-            read()
-        assert str(path) in str(caught.value)
-        assert "\n" not in str(caught.value)
-
-
-def test_a_picture_cut_in_its_pixels_is_named(tmp_path: Path):
-    path = save(Image.effect_noise((60, 60), 50), tmp_path / "x.png")
-    path.write_bytes(path.read_bytes()[:1500])
-    with pytest.raises(DataError, match=r"x\.png: cannot be read"):
-        read_image(path, (1, 8, 8))
-
-
-def test_a_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    path = save(Image.new("L", (100, 100)), tmp_path / "x.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(DataError, match=r"x\.png"):
-        read_image(path, (1, 8, 8))
-
-
-def test_class_folders_are_listed_with_their_images_alone(tmp_path: Path):
-    root = tmp_path / "root"
-    for name in ("b/2.png", "b/deeper/1.JPG", "b/notes.txt", "b/.hidden.png", "a/1.png", ".git/x.png", "readme.md"):
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).touch()
-    listed = list_classes(root)
-    assert list(listed) == ["a", "b"]
-    assert listed["b"] == [root / "b/2.png", root / "b/deeper/1.JPG"]
-    assert list_images(root)[0] == root / "a/1.png"
-    (root / "empty").mkdir()
-    with pytest.raises(DataError, match=r"empty: no images"):
-        list_classes(root)
-    with pytest.raises(DataError, match="no class sub-folders"):
-        list_classes(root / "a")

@@ -5,55 +5,32 @@ import hashlib
 import json
 import os
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 
 from dualcaps.data.catalog import DATA_SETS as DATA_SETS
-from dualcaps.data.catalog import DataSet, find_files
-from dualcaps.data.formats import inspect_images, list_classes, read_idx, read_images
+from dualcaps.data.catalog import (
+    OFFICIAL,
+    DataSet,
+    Split,
+    cache_folder,
+    checksums,
+    find_files,
+    is_official,
+    missing,
+)
+from dualcaps.data.catalog import DataOptions as DataOptions
+from dualcaps.data.download import fetch
+from dualcaps.data.images import list_classes
+from dualcaps.data.own import own_source, part_folders, read_labelled
+from dualcaps.data.pack import Content, Source, load_packed, peek
 from dualcaps.data.pipeline import Augmentation as Augmentation
 from dualcaps.data.pipeline import Part as Part
 from dualcaps.errors import DataError
-
-_LARGEST_KEPT_SIDE = 64
-_RESIZED_SIDE = 32
-_PART_NAMES = {
-    "train": "train",
-    "training": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "test": "test",
-    "testing": "test",
-}
-
-
-@dataclass(frozen=True)
-class DataOptions:
-    """What a data set is loaded with; kept in a run, so that it can be loaded again.
-
-    Attributes:
-        source: a name in `DATA_SETS`, or the path of a folder of class sub-folders.
-        data_dir: the folder looked into first for the files of a named data set.
-        image_size: height and width in pixels; None keeps the images' own size where they all
-            have one of at most 64 pixels a side, and takes 32x32 otherwise.
-        channels: 1 (grey) or 3 (colour); None takes colour where any image has it.
-        validation: the part of the training images held out, above 0 and below 1.
-        test: the part of all images held out where the data set has no test part of its own.
-        split_seed: seed of the held-out choice, at least 0.
-    """
-
-    source: str = "digits"
-    data_dir: str | None = None
-    image_size: tuple[int, int] | None = None
-    channels: int | None = None
-    validation: float = 0.1
-    test: float = 0.2
-    split_seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -65,8 +42,10 @@ class ImageData:
         train, validation, test: its parts, without an image in common.
         classes: class names, in the order of the labels.
         flip: whether a mirrored image still belongs to its class, as far as is known.
+        batch_size: images a step in the paper's recipe.
         options: what it was loaded with.
-        provenance: where the files came from and the SHA-256 of what was loaded.
+        provenance: where the files came from, whether they are the official ones, and the SHA-256
+            of what was loaded and how it was split.
     """
 
     name: str
@@ -75,6 +54,7 @@ class ImageData:
     test: Part
     classes: tuple[str, ...]
     flip: bool
+    batch_size: int
     options: DataOptions
     provenance: dict[str, Any]
 
@@ -92,45 +72,121 @@ def load_data(
     image_size: tuple[int, int] | None = None,
     channels: int | None = None,
     validation: float = 0.1,
-    test: float = 0.2,
+    test: float | None = None,
     split_seed: int = 0,
+    split: Split | None = None,
+    camera: Literal["left", "right", "both"] | None = None,
+    objects: int | None = None,
+    extra: bool = False,
 ) -> ImageData:
-    """Load a data set by name, or a folder of class sub-folders of images.
+    """Load a data set by name, or a person's own images.
 
-    A folder may hold `train/` and, if wanted, `val/` and `test/` with the class folders in
-    each; parts that are missing are split off class by class. See `DataOptions` for the
-    arguments.
+    A named set's files are looked for as `dualcaps.data.catalog.find_files` says, and fetched into
+    the user cache where they are nowhere. Own images are a folder of class sub-folders (perhaps
+    below `train/`, `val/` and `test/`), a `.npz` file, or a Parquet file or folder; parts that are
+    missing are split off class by class. What was read once is kept in the user cache and mapped
+    from there the next time. See `DataOptions` for the arguments.
 
     Raises:
-        DataError: an unknown name, missing or damaged files, a folder that cannot be used, or
-            an option outside its range.
+        DataError: an unknown name, missing or damaged files, images that cannot be used, or an
+            option outside its range.
     """
-    options = DataOptions(
-        os.fspath(source),
-        None if data_dir is None else str(Path(data_dir).absolute()),
-        None if image_size is None else (image_size[0], image_size[1]),
-        channels,
-        validation,
-        test,
-        split_seed,
+    options = _options(
+        source,
+        data_dir=data_dir,
+        image_size=image_size,
+        channels=channels,
+        validation=validation,
+        test=test,
+        split_seed=split_seed,
+        split=split,
+        camera=camera,
+        objects=objects,
+        extra=extra,
     )
-    _check(options)
-    if options.source in DATA_SETS:
-        data_set = DATA_SETS[options.source]
-        labelled, found = _load_digits() if data_set.name == "digits" else _load_idx(data_set, options)
-        labelled = {part: _brought_to(part_data, options) for part, part_data in labelled.items()}
-        name, classes, flip = data_set.name, data_set.classes, data_set.flip
-    elif Path(options.source).is_dir():
-        folder = Path(options.source).resolve()
-        options = dataclasses.replace(options, source=str(folder))
-        labelled, classes = _load_folder(folder, options)
-        name, flip, found = folder.name, False, str(folder)
-    else:
-        raise unknown_source(options.source)
-    parts = _split(labelled, classes, options)
+    data_set = DATA_SETS.get(options.source)
+    images, found = _find(options)
+    wanted_channels = options.channels or (data_set.channels if data_set else None)
+    content, sha256 = load_packed(images, cache_folder())
+    parts = _split(content, options)
+    if wanted_channels == 3 and content.parts["train"][0].shape[1] == 1:
+        parts = {part: Part(data.images.expand(-1, 3, -1, -1), data.labels) for part, data in parts.items()}
+    identity = [sha256, wanted_channels, options.validation, options.test, options.split_seed]
     return ImageData(
-        name, **parts, classes=classes, flip=flip, options=options, provenance=_provenance(found, parts, classes)
+        options.source if data_set else Path(options.source).stem,
+        **parts,
+        classes=content.classes,
+        flip=data_set.flip if data_set else False,
+        batch_size=data_set.batch_size if data_set else 128,
+        options=options,
+        provenance={
+            "from": found,
+            "official": content.official,
+            "sha256": hashlib.sha256(json.dumps(identity).encode()).hexdigest(),
+            "images": {part: len(data) for part, data in parts.items()},
+        },
     )
+
+
+class CheckedFile(NamedTuple):
+    """A file of a data set: its SHA-256 (of what it unpacks to) and whether it is an official one."""
+
+    path: Path
+    checksum: str
+    verdict: Literal["official", "not official", "own"]
+
+
+def check_data(source: str | Path, **options: Any) -> list[CheckedFile]:
+    """Read all of a data set anew, whatever is in the cache, and compare its files' checksums.
+
+    Takes what `load_data` takes; fetches nothing.
+
+    Raises:
+        DataError: as `load_data`.
+    """
+    checked = _options(source, **options)
+    images, _ = _find(checked, download=False)
+    images.read()
+    files = []
+    for path in images.files:
+        known = set(OFFICIAL.get(checked.source, ()))
+        sums = checksums(path, {"sha256", *(checksum.partition(":")[0] for checksum in known)})
+        verdict = "own" if not known else "official" if sums & known else "not official"
+        files.append(CheckedFile(path, next(sum_ for sum_ in sums if sum_.startswith("sha256:")), verdict))
+    return files
+
+
+def data_state(name: str, data_dir: str | Path | None = None) -> str:
+    """Where a named data set is and whether it is official, in words; nothing is read or fetched."""
+    options = _options(name, data_dir=data_dir)
+    if (
+        DATA_SETS[name].folders
+        and find_files(DATA_SETS[name], Path(options.data_dir) if options.data_dir else None) is None
+    ):
+        return "not found"
+    images, found = _find(options, download=False)
+    if not DATA_SETS[name].folders:
+        return f"embedded ({found})"
+    content = peek(images, cache_folder())
+    verdict = "not checked yet" if content is None else "official" if content.official else "not official"
+    return f"{found} ({verdict})"
+
+
+def get_data(name: str, *, extra: bool = False) -> Path | str:
+    """Fetch a named data set's files into the user cache; the folder they are in.
+
+    Raises:
+        DataError: an unknown name, or files that cannot be fetched.
+    """
+    if name not in DATA_SETS:
+        raise DataError(f"unknown data set {name!r}: choose one of {', '.join(DATA_SETS)}")
+    data_set = DATA_SETS[name]
+    if not data_set.downloads:
+        return f"{name} comes with scikit-learn: nothing to fetch"
+    try:
+        return fetch(data_set, extra=extra)
+    except DataError as error:
+        raise missing(data_set, None, str(error)) from error
 
 
 def load_labelled_folder(folder: str | Path, classes: tuple[str, ...], image_shape: tuple[int, int, int]) -> Part:
@@ -145,129 +201,134 @@ def load_labelled_folder(folder: str | Path, classes: tuple[str, ...], image_sha
     root = Path(folder)
     if not root.is_dir():
         raise unknown_source(str(folder))
-    root = _part_folders(root).get("test", root)
+    root = part_folders(root).get("test", root)
     by_class = list_classes(root)
     if unknown := sorted(set(by_class) - set(classes)):
         raise DataError(f"{root}: class {unknown[0]!r} is not one of the run's: {', '.join(classes)}")
-    return _part(*_read_classes(by_class, classes, image_shape))
+    return _part(*read_labelled(by_class, classes, image_shape))
 
 
 def unknown_source(source: str) -> DataError:
-    """The error for a source that is neither a data set's name nor a folder."""
+    """The error for a source that is neither a data set's name nor a path."""
     return DataError(
         f"unknown data set {source!r}: choose one of {', '.join(DATA_SETS)}, or name an existing folder of class "
-        "sub-folders"
+        "sub-folders, .npz or .parquet file"
     )
 
 
+def _options(source: str | Path, **options: Any) -> DataOptions:
+    """The options, checked, with absolute paths and the data set's own test part."""
+    data_dir, size = options.pop("data_dir", None), options.pop("image_size", None)
+    checked = DataOptions(
+        os.fspath(source),
+        None if data_dir is None else str(Path(data_dir).absolute()),
+        None if size is None else (size[0], size[1]),
+        **options,
+    )
+    _check(checked)
+    data_set = DATA_SETS.get(checked.source)
+    if data_set is None and Path(checked.source).exists():
+        checked = dataclasses.replace(checked, source=str(Path(checked.source).resolve()))
+    return dataclasses.replace(checked, test=checked.test or (data_set.test if data_set else 0.2))
+
+
+def _find(options: DataOptions, *, download: bool = True) -> tuple[Source, str]:
+    """The images, found but not read, and where they are."""
+    if options.source in DATA_SETS:
+        return _named_source(DATA_SETS[options.source], options, download)
+    if Path(options.source).exists():
+        return own_source(Path(options.source), options), options.source
+    raise unknown_source(options.source)
+
+
+def _named_source(data_set: DataSet, options: DataOptions, download: bool) -> tuple[Source, str]:
+    """A named data set's files, found or fetched but not read, and where they are.
+
+    Raises:
+        DataError: they are nowhere and cannot be fetched.
+    """
+    wanted = dataclasses.replace(options, image_size=options.image_size or data_set.size)
+    relevant = {
+        "name": data_set.name,
+        "image_size": wanted.image_size,
+        "grey": options.channels == 1,
+        "split": options.split,
+        "split_seed": options.split_seed if options.split == "views" else None,
+        **{name: getattr(options, name) for name in sorted(data_set.options)},
+    }
+    if not data_set.folders:  # it comes with a library
+        relevant["version"] = metadata.version("scikit-learn")
+
+        def read_embedded() -> Content:
+            return Content(data_set.layouts[0].read((), wanted), data_set.classes, None)
+
+        return Source((), relevant, read_embedded), "scikit-learn, enlarged from 8x8 pixels"
+    data_dir = Path(options.data_dir) if options.data_dir else None
+    found = find_files(data_set, data_dir, extra=options.extra)
+    if found is None and download:
+        try:
+            fetch(data_set, extra=options.extra)
+        except DataError as error:
+            raise missing(data_set, data_dir, str(error)) from error
+        found = find_files(data_set, data_dir, extra=options.extra)
+    if found is None:
+        raise missing(data_set, data_dir)
+    paths, layout = found
+    files = [file for path in paths for file in (sorted(path.glob("*.png")) if path.is_dir() else [path])]
+
+    def read_files() -> Content:
+        parts = layout.read(paths, wanted)
+        classes = data_set.classes[: options.objects or 10] if data_set.name == "coil-20" else data_set.classes
+        for part, (_, labels) in parts.items():
+            if not len(labels):
+                raise DataError(f"{paths[0].parent}: no images in the {part} part: fetch the files again")
+            if not 0 <= (wrong := labels.min() if labels.min() < 0 else labels.max()) < len(classes):
+                raise DataError(f"{paths[0].parent}: label {wrong} is not one of the {len(classes)} classes")
+        return Content(parts, classes, is_official(data_set, paths))
+
+    return Source(files, relevant, read_files), str(paths[0].parent)
+
+
 def _check(options: DataOptions) -> None:
+    """Raise DataError for an option outside its range, or that the data set does not have."""
     for option, value in (("validation", options.validation), ("test", options.test)):
-        if not 0 < value < 1:
+        if value is not None and not 0 < value < 1:
             raise DataError(f"{option} must be above 0 and below 1, got {value}")
     if options.split_seed < 0:
         raise DataError(f"split_seed must be at least 0, got {options.split_seed}")
     if options.channels not in (None, 1, 3):
         raise DataError(f"channels must be 1 or 3, got {options.channels}")
-    if options.image_size is not None and min(options.image_size) < 1:
-        raise DataError(f"image_size must be two numbers of pixels of at least 1, got {options.image_size}")
+    if options.image_size is not None and not all(1 <= side <= 4096 for side in options.image_size):
+        raise DataError(f"image_size must be two numbers of pixels from 1 to 4096, got {options.image_size}")
+    data_set = DATA_SETS.get(options.source)
+    for option, unset, allowed in (
+        ("camera", None, ("left", "right", "both")),
+        ("objects", None, (10, 20)),
+        ("extra", False, (True,)),
+        ("split", None, data_set.splits if data_set else ()),
+    ):
+        value = getattr(options, option)
+        if value == unset:
+            continue
+        if option != "split" and (data_set is None or option not in data_set.options):
+            raise DataError(f"{options.source} has no option {option}: leave it out")
+        if value not in allowed:
+            choices = ", ".join(map(str, allowed)) or "nothing: leave it out"
+            raise DataError(f"{option} of {options.source} must be one of {choices}, got {value}")
 
 
-_Labelled = dict[str, tuple[np.ndarray, np.ndarray]]
-"""For each part that the source has: images uint8 [N, C, H, W] and labels."""
-
-
-def _load_digits() -> tuple[_Labelled, str]:
-    import sklearn.datasets  # takes a second to import
-
-    bunch: Any = sklearn.datasets.load_digits()
-    grey = (bunch.images * (255 / 16)).round().astype(np.uint8)
-    large = [np.asarray(Image.fromarray(image).resize((28, 28), Image.Resampling.BICUBIC)) for image in grey]
-    return {"train": (np.stack(large)[:, None], bunch.target)}, "scikit-learn, enlarged from 8x8 to 28x28"
-
-
-def _load_idx(data_set: DataSet, options: DataOptions) -> tuple[_Labelled, str]:
-    paths = find_files(data_set, Path(options.data_dir) if options.data_dir else None)
-    parts = {}
-    for part, (image_path, label_path) in {"train": paths[:2], "test": paths[2:]}.items():
-        images, labels = read_idx(image_path), read_idx(label_path)
-        if images.ndim != 3 or 0 in images.shape:
-            raise DataError(f"{image_path}: holds an array of shape {images.shape}, not images")
-        if labels.shape != images.shape[:1]:
-            raise DataError(f"{label_path}: {labels.size} labels for the {len(images)} images in {image_path.name}")
-        if labels.max() >= len(data_set.classes):
-            raise DataError(f"{label_path}: label {labels.max()} is not one of the {len(data_set.classes)} classes")
-        parts[part] = images[:, None], labels
-    if parts["train"][0].shape[1:] != parts["test"][0].shape[1:]:
-        raise DataError(f"{paths[2]}: images of another size than in {paths[0].name}")
-    return parts, str(paths[0].parent)
-
-
-def _load_folder(folder: Path, options: DataOptions) -> tuple[_Labelled, tuple[str, ...]]:
-    listed = {part: list_classes(part_folder) for part, part_folder in _part_folders(folder).items()}
-    classes = (*listed["train"],)
-    if len(classes) < 2:
-        raise DataError(f"{folder}: only one class ({', '.join(classes)}): at least two class sub-folders are needed")
-    for part, by_class in listed.items():
-        if unknown := sorted(set(by_class) - set(classes)):
-            raise DataError(f"{folder}: class {unknown[0]!r} of the {part} part is missing from the training part")
-    sizes, colour = inspect_images(
-        [path for by_class in listed.values() for images in by_class.values() for path in images]
-    )
-    height, width = options.image_size or _natural_size(sizes)
-    shape = (options.channels or (3 if colour else 1), height, width)
-    return {part: _read_classes(by_class, classes, shape) for part, by_class in listed.items()}, classes
-
-
-def _read_classes(
-    by_class: dict[str, list[Path]], classes: tuple[str, ...], shape: tuple[int, int, int]
-) -> tuple[np.ndarray, np.ndarray]:
-    paths = [path for images in by_class.values() for path in images]
-    labels = [classes.index(name) for name, images in by_class.items() for _ in images]
-    return read_images(paths, shape), np.array(labels)
-
-
-def _part_folders(folder: Path) -> dict[str, Path]:
-    """The sub-folder of each part; a folder of classes alone is all training part."""
-    parts: dict[str, Path] = {}
-    for child in sorted(folder.iterdir()):
-        part = _PART_NAMES.get(child.name.lower())
-        if part and child.is_dir() and any(grandchild.is_dir() for grandchild in child.iterdir()):
-            if part in parts:
-                raise DataError(f"{folder}: {parts[part].name} and {child.name} are both the {part} part: keep one")
-            parts[part] = child
-    return parts if "train" in parts else {"train": folder}
-
-
-def _natural_size(sizes: set[tuple[int, int]]) -> tuple[int, int]:
-    if len(sizes) == 1 and max(size := next(iter(sizes))) <= _LARGEST_KEPT_SIDE:
-        return size
-    return _RESIZED_SIDE, _RESIZED_SIDE
-
-
-def _brought_to(labelled: tuple[np.ndarray, np.ndarray], options: DataOptions) -> tuple[np.ndarray, np.ndarray]:
-    """Grey images at the size and with the channels asked for."""
-    images, labels = labelled
-    if options.image_size is not None and images.shape[2:] != options.image_size:
-        height, width = options.image_size
-        shrinks = images.shape[2] >= height and images.shape[3] >= width
-        how = Image.Resampling.BOX if shrinks else Image.Resampling.BILINEAR
-        images = np.stack([np.asarray(Image.fromarray(image[0]).resize((width, height), how)) for image in images])
-        images = images[:, None]
-    return (images.repeat(3, axis=1) if options.channels == 3 else images), labels
-
-
-def _split(labelled: _Labelled, classes: tuple[str, ...], options: DataOptions) -> dict[str, Part]:
-    parts = dict(labelled)
+def _split(content: Content, options: DataOptions) -> dict[str, Part]:
+    parts = dict(content.parts)
     for part, fraction in (("test", options.test), ("validation", options.validation)):
-        if part not in parts:
+        if part not in parts and fraction is not None:
             images, labels = parts["train"]
-            kept, held = stratified_split(labels, fraction, options.split_seed, classes)
+            kept, held = stratified_split(labels, fraction, options.split_seed, content.classes)
             parts["train"], parts[part] = (images[kept], labels[kept]), (images[held], labels[held])
     return {part: _part(*parts[part]) for part in ("train", "validation", "test")}
 
 
 def _part(images: np.ndarray, labels: np.ndarray) -> Part:
-    return Part(torch.from_numpy(np.ascontiguousarray(images)), torch.from_numpy(labels.astype(np.int64)))
+    return Part(torch.from_numpy(images), torch.from_numpy(np.asarray(labels, np.int64)))
 
 
 def stratified_split(
@@ -289,11 +350,3 @@ def stratified_split(
     out = np.zeros(len(labels), bool)
     out[np.concatenate(held)] = True
     return np.flatnonzero(~out), np.flatnonzero(out)
-
-
-def _provenance(found: str, parts: dict[str, Part], classes: tuple[str, ...]) -> dict[str, Any]:
-    digest = hashlib.sha256(json.dumps([classes, [list(part.images.shape) for part in parts.values()]]).encode())
-    for part in parts.values():
-        digest.update(part.images.numpy().data)
-        digest.update(part.labels.numpy().data)
-    return {"from": found, "sha256": digest.hexdigest(), "images": {name: len(part) for name, part in parts.items()}}

@@ -1,0 +1,92 @@
+"""Fetching a data set's files from where its makers publish them."""
+
+from pathlib import Path
+
+from dualcaps.data.catalog import DataSet, Download, cache_folder
+from dualcaps.errors import DataError
+
+
+def fetch(data_set: DataSet, *, extra: bool = False, quiet: bool = False) -> Path:
+    """Bring the data set's files into the user cache, each whole and of the right checksum.
+
+    Args:
+        data_set: what to fetch.
+        extra: svhn's large extra file too.
+        quiet: show no progress.
+
+    Returns:
+        The folder they are in.
+
+    Raises:
+        DataError: no address gave a file of the right checksum; the message says what each gave.
+    """
+    folder = cache_folder() / data_set.folders[0]
+    for download in data_set.downloads:
+        if (extra or not download.file.startswith("extra")) and not (folder / download.file).exists():
+            _fetch_file(download, folder, quiet)
+    return folder
+
+
+def _fetch_file(download: Download, folder: Path, quiet: bool) -> None:
+    import pooch  # takes a while to import
+    import requests
+
+    pooch.get_logger().setLevel("ERROR")
+    reasons = []
+    for address in download.addresses:
+        bar = None if quiet else _Bar(f"fetching {download.file}")
+        try:
+            pooch.retrieve(
+                address,
+                known_hash=download.checksum,
+                fname=download.file,
+                path=folder,
+                downloader=pooch.HTTPDownloader(progressbar=bar or False, timeout=(10, 60)),  # pyright: ignore[reportArgumentType]
+            )
+            return
+        except requests.HTTPError as error:
+            reasons.append(f"answer {error.response.status_code}" if error.response is not None else "no answer")
+        except requests.Timeout:
+            reasons.append("no answer in time")
+        except (requests.RequestException, ConnectionError):
+            reasons.append("no connection, or it broke off")
+        except ValueError:
+            reasons.append("a file of another checksum")
+        finally:
+            if bar:
+                bar.close()
+    tried = "; ".join(f"{address}: {reason}" for address, reason in zip(download.addresses, reasons, strict=True))
+    raise DataError(f"{download.file} ({tried})")
+
+
+class _Bar:
+    """What pooch asks of a progress bar, drawn by rich; nothing where there is no terminal."""
+
+    def __init__(self, title: str) -> None:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
+
+        console = Console(stderr=True, markup=False)
+        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+        self.progress = Progress(
+            *columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal, transient=True
+        )
+        self.task = self.progress.add_task(title, total=None)
+        self.progress.start()
+        self.total = 0
+
+    def update(self, amount: int) -> None:
+        self.progress.update(self.task, advance=amount, total=self.total or None)
+
+    def reset(self) -> None:
+        self.progress.reset(self.task)
+
+    def close(self) -> None:
+        self.progress.stop()

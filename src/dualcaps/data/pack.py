@@ -1,0 +1,197 @@
+"""The pack cache: what was read once is kept as arrays that are mapped, not read, the next time.
+
+    packs/<key>/        the arrays of one source read with one set of options, and meta.json
+    index/<print>.json  which pack belongs to files of these paths, sizes and times
+
+The key is a hash of the files' content and the options, so files that were moved or touched are
+hashed again but not packed again. A pack appears by a rename, complete, or not at all; one
+process at a time writes it.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import filelock
+import numpy as np
+
+FORMAT = 1
+"""Version of the packs' layout and of how images are read; a change makes all older packs unused."""
+
+
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError)  # what a missing or damaged pack can raise
+
+
+class Content(NamedTuple):
+    """What a source holds, read.
+
+    parts: for each part uint8 [N, C, H, W] and int64 labels.
+    classes: class names, in the order of the labels.
+    official: whether the files are the official ones; None where there is no telling.
+    """
+
+    parts: dict[str, tuple[np.ndarray, np.ndarray]]
+    classes: tuple[str, ...]
+    official: bool | None
+
+
+@dataclass(frozen=True)
+class Source:
+    """Images that can be read, before anything is.
+
+    Attributes:
+        files: all that reading depends on.
+        options: all else that it depends on; goes through JSON.
+        read: reads; raises DataError.
+    """
+
+    files: Sequence[Path]
+    options: dict[str, Any]
+    read: Callable[[], Content]
+
+
+def load_packed(source: Source, cache: Path) -> tuple[Content, str]:
+    """The source's content, mapped from the cache where it is there, and put there where not.
+
+    A cache that cannot be written is done without.
+
+    Returns:
+        The content, and the SHA-256 of its arrays and class names.
+
+    Raises:
+        DataError: the source cannot be read.
+    """
+    if opened := _mapped(source, cache):
+        return opened
+    try:
+        return _pack(source, cache)
+    except _CacheError:
+        content = source.read()
+        return content, _digest(content)
+
+
+def peek(source: Source, cache: Path) -> Content | None:
+    """The source's content if it is packed and unchanged since, as far as paths, sizes and times tell."""
+    opened = _mapped(source, cache)
+    return opened[0] if opened else None
+
+
+def _mapped(source: Source, cache: Path) -> tuple[Content, str] | None:
+    try:
+        return _open(cache / "packs" / json.loads(_index(source, cache).read_text())["pack"])
+    except _UNREADABLE:
+        return None  # never packed, or damaged
+
+
+def _index(source: Source, cache: Path) -> Path:
+    return cache / "index" / f"{_fingerprint(source)}.json"
+
+
+class _CacheError(Exception):
+    """The cache cannot be used."""
+
+
+def _pack(source: Source, cache: Path) -> tuple[Content, str]:
+    key, index = _content_key(source), _index(source, cache)
+    pack, draft = cache / "packs" / key, cache / "packs" / f".{key}.draft"
+    try:
+        for folder in (pack.parent, index.parent):
+            folder.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(pack.parent / f".{key}.lock")
+        lock.acquire()
+    except OSError as error:
+        raise _CacheError from error
+    with lock:
+        opened = None
+        with suppress(*_UNREADABLE):
+            opened = _open(pack)
+        if opened is None:
+            content = source.read()
+            try:
+                for leftover in (draft, pack):
+                    if leftover.exists():
+                        shutil.rmtree(leftover)
+                _write(draft, content)
+                draft.replace(pack)
+                opened = _open(pack)
+            except OSError:
+                shutil.rmtree(draft, ignore_errors=True)
+                return content, _digest(content)
+        with suppress(OSError):
+            index_draft = index.with_name(f".{index.name}.{os.getpid()}")
+            index_draft.write_text(json.dumps({"pack": key}))
+            index_draft.replace(index)
+    return opened
+
+
+def _write(folder: Path, content: Content) -> None:
+    folder.mkdir()
+    shapes = {}
+    for part, (images, labels) in content.parts.items():
+        for name, array in ((f"{part}-images.npy", images), (f"{part}-labels.npy", labels)):
+            with (folder / name).open("wb") as file:
+                np.save(file, np.ascontiguousarray(array))
+                file.flush()
+                os.fsync(file.fileno())
+        shapes[part] = list(images.shape)
+    meta = {
+        "format": FORMAT,
+        "parts": shapes,
+        "classes": content.classes,
+        "official": content.official,
+        "sha256": _digest(content),
+    }
+    with (folder / "meta.json").open("w") as file:
+        json.dump(meta, file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _open(folder: Path) -> tuple[Content, str]:
+    meta = json.loads((folder / "meta.json").read_text())
+    parts = {}
+    for part, shape in meta["parts"].items():
+        images, labels = (
+            # Copy on write: the tensors made of these are not marked read-only, and the files stay as they are.
+            np.load(folder / f"{part}-{what}.npy", mmap_mode="c", allow_pickle=False)
+            for what in ("images", "labels")
+        )
+        if list(images.shape) != shape or images.dtype != np.uint8 or labels.shape != images.shape[:1]:
+            raise ValueError(f"{folder}: damaged")
+        parts[part] = images, labels
+    return Content(parts, tuple(meta["classes"]), meta["official"]), meta["sha256"]
+
+
+def _digest(content: Content) -> str:
+    digest = hashlib.sha256(json.dumps(content.classes).encode())
+    for part, (images, labels) in sorted(content.parts.items()):
+        digest.update(json.dumps([part, images.shape]).encode())
+        digest.update(np.ascontiguousarray(images).data)
+        digest.update(np.ascontiguousarray(labels, dtype=np.int64).data)
+    return digest.hexdigest()
+
+
+def _fingerprint(source: Source) -> str:
+    """Changes whenever a file is replaced, as far as paths, sizes and times tell."""
+    digest = hashlib.sha256(json.dumps([FORMAT, source.options], sort_keys=True).encode())
+    for file in source.files:
+        status = file.stat()
+        digest.update(f"{file.absolute()}\0{status.st_size}\0{status.st_mtime_ns}\0".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def _content_key(source: Source) -> str:
+    digest = hashlib.sha256(json.dumps([FORMAT, source.options], sort_keys=True).encode())
+    common = os.path.commonpath([file.parent for file in source.files]) if source.files else ""
+    for file in source.files:
+        digest.update(f"{os.path.relpath(file, common)}\0{file.stat().st_size}\0".encode("utf-8", "surrogateescape"))
+        with file.open("rb") as stream:
+            while piece := stream.read(1 << 20):
+                digest.update(piece)
+    return digest.hexdigest()

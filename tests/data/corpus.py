@@ -1,0 +1,320 @@
+"""Small whole files of every format that is read, and ways to damage them.
+
+`python tests/data/corpus.py [--count N] [FORMAT …]` attacks the readers at length, each format in
+a process of its own; the tests run a short version.
+"""
+
+import argparse
+import gzip
+import io
+import pickle
+import random
+import resource
+import struct
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.io
+from PIL import Image
+
+from dualcaps import DataError
+from dualcaps.data import formats
+from dualcaps.data.catalog import CIFAR_BINARY, CIFAR_PYTHON
+from dualcaps.data.images import inspect_images, read_image
+
+MOST_SECONDS = 2.0
+MOST_MEGABYTES = 200
+
+
+class Seed(NamedTuple):
+    """A whole file: what is inside, how it is packed, what it is called and what reads it."""
+
+    content: bytes
+    pack: Callable[[bytes], bytes]
+    file: str
+    read: Callable[[Path], object]
+
+
+def plain(content: bytes) -> bytes:
+    return content
+
+
+def idx_bytes(array: np.ndarray) -> bytes:
+    return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.astype(np.uint8).tobytes()
+
+
+def norb_bytes(array: np.ndarray) -> bytes:
+    magic = 0x1E3D4C55 if array.dtype == np.uint8 else 0x1E3D4C54
+    sizes = [*array.shape, *[1] * (3 - array.ndim)]
+    return struct.pack(f"<2i{len(sizes)}i", magic, array.ndim, *sizes) + array.tobytes()
+
+
+def cifar_images(count: int) -> tuple[np.ndarray, np.ndarray]:
+    values = np.random.default_rng(0).integers(0, 256, (count, 3, 32, 32), dtype=np.uint8)
+    return values, np.arange(count) % 10
+
+
+def cifar_record(count: int = 3) -> bytes:
+    images, labels = cifar_images(count)
+    return b"".join(bytes([label]) + image.tobytes() for image, label in zip(images, labels.tolist(), strict=True))
+
+
+def cifar_pickle(count: int = 3, protocol: int = 2) -> bytes:
+    """As Python 2 wrote it: byte strings for text, in protocol 2."""
+    images, labels = cifar_images(count)
+    batch = {b"batch_label": b"x", b"labels": labels.tolist(), b"data": images.reshape(count, -1), b"filenames": [b"a"]}
+    return pickle.dumps(batch, protocol=protocol)
+
+
+def tar_gz(files: dict[str, bytes], folder: str = "batches/") -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w:gz") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(folder + name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return out.getvalue()
+
+
+def mat_bytes(*, compressed: bool, count: int = 4, **changed: Any) -> bytes:
+    images, labels = cifar_images(count)
+    out = io.BytesIO()
+    content = {"X": images.transpose(2, 3, 1, 0), "y": (labels + 1)[:, None].astype(np.uint8)} | changed
+    scipy.io.savemat(out, content, do_compression=compressed)
+    return out.getvalue()
+
+
+def picture(kind: str, mode: str = "L", side: int = 8) -> bytes:
+    out = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (side, side, 4), dtype=np.uint8)
+    image = Image.fromarray(pixels).convert(mode)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(out, kind, **({"exif": exif} if kind in ("PNG", "JPEG", "WEBP", "TIFF") else {}))
+    return out.getvalue()
+
+
+def coil_zip(content: bytes | None = None, views: int = 72) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for view in range(views):
+            archive.writestr(f"coil-20-proc/obj1__{view}.png", content if content and view == 5 else picture("PNG"))
+    return out.getvalue()
+
+
+def npz_bytes(**arrays: Any) -> bytes:
+    out = io.BytesIO()
+    np.savez_compressed(out, **arrays)
+    return out.getvalue()
+
+
+def npy_bytes(array: np.ndarray) -> bytes:
+    out = io.BytesIO()
+    np.save(out, array)
+    return out.getvalue()
+
+
+def parquet_bytes(count: int = 4) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    images = [{"bytes": picture("PNG"), "path": f"{n}.png"} for n in range(count)]
+    table = pa.table({"image": images, "label": pa.array(np.arange(count) % 2)})
+    out = io.BytesIO()
+    pq.write_table(table, out)
+    return out.getvalue()
+
+
+def _zip_of_x(content: bytes) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x.npy", content)
+        archive.writestr("y.npy", npy_bytes(np.arange(5)))
+    return out.getvalue()
+
+
+def read_picture(path: Path) -> None:
+    inspect_images([path])
+    read_image(path, (3, 8, 8))
+
+
+def seeds() -> dict[str, list[Seed]]:
+    """Whole files by format; where files are packed, damage is done inside too."""
+    random_bytes = np.random.default_rng(0).integers(0, 256, (5, 6, 7), dtype=np.uint8)
+    pairs = np.random.default_rng(0).integers(0, 256, (4, 2, 12, 12), dtype=np.uint8)
+    binary = dict.fromkeys(CIFAR_BINARY, cifar_record(2))
+    python = dict.fromkeys(CIFAR_PYTHON, cifar_pickle(2))
+
+    def read_dat(path: Path) -> object:
+        return formats.read_norb_images(path, (0, 1), (4, 4))
+
+    def read_bin(path: Path) -> object:
+        return formats.parse_cifar_binary(path.read_bytes(), str(path))
+
+    def read_py(path: Path) -> object:
+        return formats.parse_cifar_pickle(path.read_bytes(), str(path))
+
+    def read_archive(path: Path) -> object:
+        found = formats.read_tar(path, (*CIFAR_BINARY, *CIFAR_PYTHON))
+        return [
+            (formats.parse_cifar_binary if name.endswith(".bin") else formats.parse_cifar_pickle)(content, str(path))
+            for name, content in found.items()
+        ]
+
+    def read_coil(path: Path) -> object:
+        return formats.read_coil(path, 1, (4, 4))
+
+    png = picture("PNG")
+    return {
+        "idx": [
+            Seed(idx_bytes(random_bytes), plain, "images", formats.read_idx),
+            Seed(idx_bytes(random_bytes), gzip.compress, "images.gz", formats.read_idx),
+        ],
+        "cifar-binary": [
+            Seed(cifar_record(), plain, "data_batch_1.bin", read_bin),
+            Seed(cifar_record(2), lambda c: tar_gz(binary | {"data_batch_3.bin": c}), "cifar.tar.gz", read_archive),
+            Seed(gzip.decompress(tar_gz(binary)), gzip.compress, "cifar.tar.gz", read_archive),
+        ],
+        "cifar-python": [
+            Seed(cifar_pickle(), plain, "data_batch_1", read_py),
+            Seed(cifar_pickle(protocol=4), plain, "data_batch_1", read_py),
+            Seed(cifar_pickle(2), lambda c: tar_gz(python | {"data_batch_3": c}), "cifar.tar.gz", read_archive),
+            Seed(cifar_pickle(2)[:200], plain, "data_batch_1", read_py),
+        ],
+        "svhn": [
+            Seed(mat_bytes(compressed=False), plain, "train_32x32.mat", formats.read_svhn),
+            Seed(mat_bytes(compressed=True), plain, "train_32x32.mat", formats.read_svhn),
+        ],
+        "smallnorb": [
+            Seed(norb_bytes(pairs), plain, "x-dat.mat", read_dat),
+            Seed(norb_bytes(pairs), gzip.compress, "x-dat.mat.gz", read_dat),
+            Seed(norb_bytes(np.arange(20, dtype=np.int32).reshape(5, 4)), plain, "x-info.mat", formats.read_norb),
+        ],
+        "coil-20": [
+            Seed(coil_zip(), plain, "coil-20-proc.zip", read_coil),
+            Seed(png, coil_zip, "coil-20-proc.zip", read_coil),
+        ],
+        "npz": [
+            Seed(npz_bytes(x=random_bytes, y=np.arange(5)), plain, "x.npz", formats.read_npz),
+            Seed(npy_bytes(random_bytes), _zip_of_x, "x.npz", formats.read_npz),
+            Seed(npy_bytes(random_bytes)[:128], _zip_of_x, "x.npz", formats.read_npz),
+        ],
+        "parquet": [Seed(parquet_bytes(), plain, "train.parquet", formats.read_parquet)],
+        "images": [
+            Seed(picture(kind, mode), plain, f"x.{kind.lower()}", read_picture)
+            for kind, mode in (
+                *(("PNG", "L"), ("PNG", "RGBA"), ("PNG", "P"), ("JPEG", "RGB"), ("JPEG", "CMYK")),
+                *(("WEBP", "RGBA"), ("BMP", "RGB"), ("TIFF", "RGB"), ("GIF", "P")),
+            )
+        ],
+    }
+
+
+EXTREMES = (0, 1, 0x7F, 0x80, 0xFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF, 2**62, 10**6, 10**9)
+
+
+def damaged(content: bytes, dice: random.Random) -> bytes:
+    """The content cut, changed, repeated or with sizes put to extremes."""
+    changed = bytearray(content)
+    for _ in range(dice.choice((1, 1, 2, 4, 16))):
+        if not changed:
+            break
+        # Headers are where the damage tells most.
+        place = dice.randrange(min(len(changed), dice.choice((16, 64, 256, 1 << 30))))
+        match dice.randrange(7):
+            case 0:
+                del changed[place:]
+            case 1:
+                changed[place] = dice.randrange(256)
+            case 2:
+                changed[place] ^= 1 << dice.randrange(8)
+            case 3:
+                width = dice.choice((1, 2, 4, 8))
+                number = dice.choice(EXTREMES) % (1 << (8 * width))
+                changed[place : place + width] = number.to_bytes(width, dice.choice(("little", "big")))
+            case 4:
+                changed[place:place] = changed[place : place + dice.randrange(64)]
+            case 5:
+                del changed[place : place + dice.randrange(1, 64)]
+            case 6:
+                changed += dice.randbytes(dice.randrange(1, 64))
+    return bytes(changed)
+
+
+def attack(seed: Seed, dice: random.Random, folder: Path) -> bool:
+    """Read a damaged file; whether it was refused. Fails on anything but data or the one-line error."""
+    inside = dice.random() < 0.5
+    content = seed.pack(damaged(seed.content, dice)) if inside else damaged(seed.pack(seed.content), dice)
+    path = folder / seed.file
+    path.write_bytes(content)
+    before, started = peak_megabytes(), time.monotonic()
+    said = None
+    try:
+        seed.read(path)
+    except DataError as error:
+        said = str(error)
+    if said is not None:
+        assert "\n" not in said, f"more than a line: {said}"
+        assert str(path) in said, f"does not name the file: {said}"
+    assert time.monotonic() - started < MOST_SECONDS, "took too long"
+    assert peak_megabytes() - before < MOST_MEGABYTES + len(content) / 1e6, "took too much memory"
+    assert [file.name for file in folder.iterdir()] == [seed.file], "wrote a file"
+    path.unlink()
+    return said is not None
+
+
+def peak_megabytes() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def attack_often(kind: str, count: int, first: int) -> None:
+    """Attack one format; print how it went."""
+    refused, slowest, base = 0, 0.0, peak_megabytes()
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(first, first + count):
+            dice = random.Random(f"{kind} {number}")
+            started = time.monotonic()
+            try:
+                refused += attack(dice.choice(seeds_of(kind)), dice, Path(folder))
+            except Exception as error:
+                error.add_note(f"{kind}, attack {number}")
+                raise
+            slowest = max(slowest, time.monotonic() - started)
+    print(
+        f"{kind:<13} {count} files, {refused} refused, the rest read; slowest {slowest:.2f} s, "
+        f"memory +{peak_megabytes() - base:.0f} MB"
+    )
+
+
+_seeds: dict[str, list[Seed]] = {}
+
+
+def seeds_of(kind: str) -> list[Seed]:
+    if not _seeds:
+        _seeds.update(seeds())
+    return _seeds[kind]
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("formats", nargs="*", default=list(seeds()))
+    parser.add_argument("--count", type=int, default=2000)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--here", action="store_true", help="in this process")
+    chosen = parser.parse_args()
+    if chosen.here:
+        for kind in chosen.formats:
+            attack_often(kind, chosen.count, chosen.first)
+    else:
+        for kind in chosen.formats:
+            command = [sys.executable, __file__, kind, "--here", f"--count={chosen.count}", f"--first={chosen.first}"]
+            if code := subprocess.run(command, check=False).returncode:
+                sys.exit(f"{kind}: the reader's process ended with {code}")

@@ -315,6 +315,15 @@ if __name__ == "__main__":
             attack_often(kind, chosen.count, chosen.first)
     else:
         for kind in chosen.formats:
-            command = [sys.executable, __file__, kind, "--here", f"--count={chosen.count}", f"--first={chosen.first}"]
+            command = [
+                sys.executable,
+                "-W",
+                "ignore",
+                __file__,
+                kind,
+                "--here",
+                f"--count={chosen.count}",
+                f"--first={chosen.first}",
+            ]
             if code := subprocess.run(command, check=False).returncode:
                 sys.exit(f"{kind}: the reader's process ended with {code}")

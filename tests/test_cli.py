@@ -242,7 +242,7 @@ def test_runs_that_cannot_be_used_are_one_line(run_cli: Callable, run: Path, sha
     one_line(run_cli("train", shapes_folder, *FAST, "--out", run), "exists already", "--resume")
     train = ("train", shapes_folder, *FAST, "--model", "capsnet", "--out", run, "--resume")
     one_line(run_cli(*train, "--batch-size", 5), "batch_size was 128, now 5")
-    one_line(run_cli("predict", run, "nothing.png"), "nothing.png", "No such file")
+    one_line(run_cli("predict", run, "nothing.png"), "nothing.png: no such file")
     one_line(run_cli("predict", run, tmp_path / "cwd"), "no images in this folder")
     one_line(run_cli("evaluate", run, "imagenet"), "unknown data set 'imagenet'")
     (run / "result.json").unlink()

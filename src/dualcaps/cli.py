@@ -129,7 +129,7 @@ class Evaluate:
     trained: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """The folder of a finished run."""
     data: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="DATA")] = None
-    """A data set's name or a folder of class sub-folders; by default the run's own test images."""
+    """A data set's name or your own images; by default the run's own test images."""
     data_dir: Path | None = None
     """Folder to look into first for the files of a named data set."""
     device: str = "auto"
@@ -160,6 +160,7 @@ class Evaluate:
         console.print(f"accuracy {100 * evaluation.accuracy:.2f} % ({right:,} of {confusion.sum():,} images)\n")
         console.print(_class_table(model.classes, evaluation.precision, evaluation.recall, confusion))
         if len(model.classes) <= _LARGEST_PRINTED_MATRIX:
+            console.print("\nrows: true class, columns: predicted class")
             console.print(_confusion_table(model.classes, confusion))
         else:
             console.print(f"\nThe confusion matrix of {len(model.classes)} classes is in the output of --json.")
@@ -390,6 +391,7 @@ def _one_line(box: str) -> str:
     """Of the parser's framed message with the option's help below it, the message."""
     lines = [line.strip(" │") for line in box.splitlines()[1:]]
     message = " ".join(lines[: next((i for i, line in enumerate(lines) if line.startswith("──")), -1)])
+    message = re.sub(r"Error parsing \S*__\S*: ", "", message.partition(" Got errors:")[0])
     return re.sub(r"\s+", " ", message).strip() + " (--help shows the options)"
 
 
@@ -420,12 +422,12 @@ def _class_table(classes: tuple[str, ...], precision: np.ndarray, recall: np.nda
 
 
 def _confusion_table(classes: tuple[str, ...], confusion: np.ndarray) -> Table:
-    table = Table(title="\nrows: true class, columns: predicted", title_justify="left", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
     table.add_column("")
-    for name in classes:
-        table.add_column(name, justify="right", overflow="fold")
-    for name, row in zip(classes, confusion, strict=True):
-        table.add_row(name, *(str(count) if count else "·" for count in row))
+    for number in range(len(classes)):
+        table.add_column(str(number), justify="right")
+    for number, (name, row) in enumerate(zip(classes, confusion, strict=True)):
+        table.add_row(f"{number} {name}", *(str(count) if count else "·" for count in row))
     return table
 
 
@@ -442,4 +444,7 @@ def _print_json(content: Any) -> None:
 
 
 def _stdout() -> Console:
-    return Console(highlight=False, markup=False, emoji=False)
+    console = Console(highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = 1000  # nothing is wrapped for a file or another program
+    return console

@@ -13,7 +13,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from dualcaps import runs
-from dualcaps.data import DATA_SETS, DataOptions, load_data, load_labelled_folder
+from dualcaps.data import DATA_SETS, DataOptions, load_data, load_labelled
 from dualcaps.data.images import read_images
 from dualcaps.data.pipeline import Part, to_float
 from dualcaps.errors import ConfigError, DataError, RunError
@@ -159,8 +159,8 @@ def evaluate_run(
 
     Args:
         run: the run folder.
-        source: a data set's name (its test part), or a folder of class sub-folders (its `test/`,
-            or all of it); without, the test part of what the run was trained on.
+        source: a data set's name (its test part), or one's own images (their test
+            part, or all of them); without, the test part of what the run was trained on.
         data_dir: where the files of a named data set are looked for first.
         device: where to compute.
 
@@ -189,5 +189,5 @@ def evaluate_run(
             raise DataError(f"{source}: its classes are not the run's: {', '.join(model.classes)}")
         part = data.test
     else:
-        part = load_labelled_folder(source, model.classes, model.config.image_shape)
+        part = load_labelled(source, model.classes, model.config.image_shape)
     return evaluate(model, part, precision=runs.read_result(path)["precision"]), model

@@ -299,8 +299,10 @@ def write_bytes(file: Path, content: bytes) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         draft.replace(file)
-    except BaseException:
+    except BaseException as error:
         draft.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror, str(file)) from error
         raise
     if os.name == "posix":  # elsewhere folders cannot be opened
         folder = os.open(file.parent, os.O_RDONLY)

@@ -4,6 +4,7 @@ import dataclasses
 import datetime
 import math
 import shutil
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -234,7 +235,10 @@ def _open_run(
         for name, value in wanted[section].items():
             before = tuple(known[name]) if isinstance(known.get(name), list) else known.get(name)
             if before != value and name not in ("data_dir", "source"):  # the content's hash decides on these
-                raise RunError(f"{path}: {name} was {before}, now {value}: resume with the same options, or train anew")
+                option = "model" if name == "name" else name
+                raise RunError(
+                    f"{path}: {option} was {before}, now {value}: resume with the same options, or train anew"
+                )
     if runs.read_provenance(path)["data"].get("sha256") != data.provenance["sha256"]:
         raise RunError(f"{path}: the images of {data.name} are not those it was started with: train anew")
     return None
@@ -376,6 +380,7 @@ class _Display:
             expand=True,
         )
         self.epochs, self.images = epochs, images
+        self.seconds: list[float] = []
         self.task = self.bar.add_task("starting", total=epochs * images)
 
     def __enter__(self) -> "_Display":
@@ -387,8 +392,10 @@ class _Display:
 
     def start(self, model: Network, data: ImageData, epochs_done: int) -> None:
         channels, height, width = data.image_shape
+        official = " (not the official files)" if data.provenance.get("official") is False else ""
         self.console.print(
-            f"{model.config.name}, {count_parameters(model):,} parameters, on {data.name}: {self.images:,} training, "
+            f"{model.config.name}, {count_parameters(model):,} parameters, on {data.name}{official}: "
+            f"{self.images:,} training, "
             f"{'' if self.images > len(data.train) else f'{len(data.validation):,} validation, '}"
             f"{len(data.test):,} test images of "
             f"{height}x{width}x{channels} in {len(data.classes)} classes",
@@ -402,12 +409,13 @@ class _Display:
         self.bar.advance(self.task, images)
 
     def epoch_done(self, line: dict[str, Any], selected_on: str) -> None:
-        left = (self.epochs - line["epoch"]) * line["seconds"]
+        self.seconds.append(line["seconds"])
+        left = (self.epochs - line["epoch"]) * statistics.median(self.seconds)
         self.console.print(
             f"epoch {line['epoch']:>{len(str(self.epochs))}}/{self.epochs}  loss {line['loss']:.4f}  "
-            f"training {100 * line['train_accuracy']:.2f} %  "
-            f"{selected_on} {100 * line[f'{selected_on}_accuracy']:.2f} %  "
-            f"{line['images_per_second']:,.0f} images/s  {datetime.timedelta(seconds=round(left))} left",
+            f"train {100 * line['train_accuracy']:6.2f} %  "
+            f"{'val' if selected_on == 'validation' else selected_on} {100 * line[f'{selected_on}_accuracy']:6.2f} %  "
+            f"{line['images_per_second']:,.0f}/s  {datetime.timedelta(seconds=round(left))} left",
             soft_wrap=True,
         )
         self._describe(line["epoch"])

@@ -102,11 +102,14 @@ def picture(kind: str, mode: str = "L", side: int = 8) -> bytes:
     return out.getvalue()
 
 
+COIL_PICTURE = picture("PNG", side=128)
+
+
 def coil_zip(content: bytes | None = None, views: int = 72) -> bytes:
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as archive:
         for view in range(views):
-            archive.writestr(f"coil-20-proc/obj1__{view}.png", content if content and view == 5 else picture("PNG"))
+            archive.writestr(f"coil-20-proc/obj1__{view}.png", content if content and view == 5 else COIL_PICTURE)
     return out.getvalue()
 
 
@@ -149,7 +152,7 @@ def read_picture(path: Path) -> None:
 def seeds() -> dict[str, list[Seed]]:
     """Whole files by format; where files are packed, damage is done inside too."""
     random_bytes = np.random.default_rng(0).integers(0, 256, (5, 6, 7), dtype=np.uint8)
-    pairs = np.random.default_rng(0).integers(0, 256, (4, 2, 12, 12), dtype=np.uint8)
+    pairs = np.random.default_rng(0).integers(0, 256, (2, 2, 96, 96), dtype=np.uint8)
     binary = dict.fromkeys(CIFAR_BINARY, cifar_record(2))
     python = dict.fromkeys(CIFAR_PYTHON, cifar_pickle(2))
 
@@ -172,7 +175,6 @@ def seeds() -> dict[str, list[Seed]]:
     def read_coil(path: Path) -> object:
         return formats.read_coil(path, 1, (4, 4))
 
-    png = picture("PNG")
     return {
         "idx": [
             Seed(idx_bytes(random_bytes), plain, "images", formats.read_idx),
@@ -200,7 +202,7 @@ def seeds() -> dict[str, list[Seed]]:
         ],
         "coil-20": [
             Seed(coil_zip(), plain, "coil-20-proc.zip", read_coil),
-            Seed(png, coil_zip, "coil-20-proc.zip", read_coil),
+            Seed(COIL_PICTURE, coil_zip, "coil-20-proc.zip", read_coil),
         ],
         "npz": [
             Seed(npz_bytes(x=random_bytes, y=np.arange(5)), plain, "x.npz", formats.read_npz),

@@ -6,14 +6,14 @@ import pytest
 
 from dualcaps import DATA_SETS, DataError
 from dualcaps.data import catalog
-from dualcaps.data.catalog import DataSet
+from dualcaps.data.catalog import DataOptions, DataSet
 
 MNIST = DATA_SETS["mnist"]
 FILES = MNIST.layouts[0].files
 
 
 def found(data_set: DataSet, folder: Path) -> tuple[Path, ...]:
-    files = catalog.find_files(data_set, folder)
+    files = catalog.find_files(data_set, DataOptions(data_dir=str(folder)))
     assert files is not None
     return files.paths
 
@@ -57,13 +57,13 @@ def test_common_layouts_are_understood(places: list[Path], where: str, suffix: s
 
 def test_the_folder_of_another_data_set_is_not_taken_for_it(places: list[Path]):
     folder = put(places[0] / "fashion-mnist")
-    assert catalog.find_files(MNIST, folder) is None
+    assert catalog.find_files(MNIST, DataOptions(data_dir=str(folder))) is None
     assert found(DATA_SETS["fashion-mnist"], folder)[0].parent == folder
 
 
 def test_a_missing_data_set_is_told_where_to_go(places: list[Path]):
-    assert catalog.find_files(MNIST, places[0]) is None
-    message = str(catalog.missing(MNIST, places[0]))
+    assert catalog.find_files(MNIST, DataOptions(data_dir=str(places[0]))) is None
+    message = str(catalog.missing(MNIST, DataOptions(data_dir=str(places[0]))))
     assert "\n" not in message
     for wanted in (*FILES, MNIST.downloads[0].addresses[0][:40], *(str(place / "mnist") for place in places)):
         assert wanted in message
@@ -71,4 +71,4 @@ def test_a_missing_data_set_is_told_where_to_go(places: list[Path]):
 
 def test_a_data_folder_that_does_not_exist_is_named(tmp_path: Path):
     with pytest.raises(DataError, match=r"--data-dir .*nowhere: no such folder"):
-        catalog.find_files(MNIST, tmp_path / "nowhere")
+        catalog.find_files(MNIST, DataOptions(data_dir=str(tmp_path / "nowhere")))

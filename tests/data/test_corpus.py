@@ -6,12 +6,15 @@ import pickle
 import random
 import struct
 import tarfile
+import time
 import zipfile
+import zlib
 from pathlib import Path
 
 import corpus
 import numpy as np
 import pytest
+from PIL import Image
 
 from dualcaps import DataError
 from dualcaps.data import formats
@@ -172,7 +175,7 @@ def test_what_is_wrong_with_a_cifar_batch_is_said(content: bytes, said: str):
         ({b"data": [1, 2], b"labels": [1, 2]}, "the data is no array"),
         ({b"data": np.zeros((2, 3072), np.uint8), b"labels": [1, 2, 3]}, r"data of shape \(2, 3072\) for 3 labels"),
         ({b"data": np.zeros((2, 3072), np.uint8), b"labels": [1, -2]}, "labels that are no class numbers"),
-        ({b"data": np.zeros((2, 3072)), b"labels": [1, 2]}, "an array that is not of bytes"),
+        ({b"data": np.zeros((2, 3072)), b"labels": [1, 2]}, "an array that is not of bytes|which no batch"),
     ],
 )
 def test_what_is_wrong_with_a_cifar_pickle_is_said(batch: object, said: str):
@@ -240,19 +243,21 @@ def test_svhn_s_ten_is_zero_and_its_images_keep_their_sides(tmp_path: Path):
 
 
 def test_smallnorb_s_cameras_follow_each_other(tmp_path: Path):
-    pairs = np.random.default_rng(0).integers(0, 256, (5, 2, 6, 6), dtype=np.uint8)
+    pairs = np.random.default_rng(0).integers(0, 256, (5, 2, 96, 96), dtype=np.uint8)
     path = tmp_path / "x-dat.mat.gz"
     path.write_bytes(gzip.compress(corpus.norb_bytes(pairs)))
-    np.testing.assert_array_equal(formats.read_norb_images(path, (0,), (6, 6)), pairs[:, :1])
-    np.testing.assert_array_equal(formats.read_norb_images(path, (0, 1), (6, 6)), pairs.reshape(10, 1, 6, 6))
-    small = formats.read_norb_images(path, (1,), (2, 2))
-    by_area = pairs[:, 1].reshape(5, 2, 3, 2, 3).mean(axis=(2, 4))
-    assert np.abs(small[:, 0] - by_area).max() <= 0.51
+    np.testing.assert_array_equal(formats.read_norb_images(path, (0,), (96, 96)), pairs[:, :1])
+    np.testing.assert_array_equal(formats.read_norb_images(path, (0, 1), (96, 96)), pairs.reshape(10, 1, 96, 96))
+    small = formats.read_norb_images(path, (1,), (32, 32))
+    by_area = pairs[:, 1].reshape(5, 32, 3, 32, 3).mean(axis=(2, 4))
+    assert np.abs(small[:, 0] - by_area).max() < 0.7
 
 
 def test_coil_is_read_from_its_archive_and_its_folder(tmp_path: Path):
     path = tmp_path / "coil-20-proc.zip"
-    path.write_bytes(corpus.coil_zip(corpus.picture("PNG", "L", side=16)))
+    other = io.BytesIO()
+    Image.new("L", (128, 128), 77).save(other, "PNG")
+    path.write_bytes(corpus.coil_zip(other.getvalue()))
     from_archive = formats.read_coil(path, 1, (8, 8))
     assert from_archive.shape == (1, 72, 1, 8, 8)
     assert (from_archive[0, 5] != from_archive[0, 4]).any()
@@ -262,3 +267,65 @@ def test_coil_is_read_from_its_archive_and_its_folder(tmp_path: Path):
     (tmp_path / "coil-20-proc" / "obj1__33.png").unlink()
     with pytest.raises(DataError, match=r"obj1__33\.png is missing"):
         formats.read_coil(tmp_path / "coil-20-proc", 1, (8, 8))
+
+
+def nested_mat() -> bytes:
+    """A cell in a cell in a cell …, on which a careless reader recurses until it crashes."""
+    inner = b""
+    for _ in range(3000):
+        body = struct.pack("<4I", 6, 8, 1, 0) + struct.pack("<4i", 5, 8, 1, 1) + struct.pack("<2I", 1, 0) + inner
+        inner = struct.pack("<2I", 14, len(body)) + body
+    header = b"MATLAB 5.0 MAT-file".ljust(124) + struct.pack("<H", 0x0100) + b"IM"
+    packed = zlib.compress(inner)
+    return header + struct.pack("<2I", 15, len(packed)) + packed
+
+
+def sparse_tar() -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w:gz", format=tarfile.PAX_FORMAT) as archive:
+        member = tarfile.TarInfo("data_batch_1.bin")
+        member.pax_headers = {"GNU.sparse.major": "0", "GNU.sparse.minor": "1", "GNU.sparse.map": "0,1"}
+        member.pax_headers |= {"GNU.sparse.size": str(600 << 20), "GNU.sparse.realsize": str(600 << 20)}
+        member.size = 1
+        archive.addfile(member, io.BytesIO(b"x"))
+    return out.getvalue()
+
+
+def repeated_parquet() -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    images = pa.array([bytes(1 << 20)] * 400)
+    out = io.BytesIO()
+    pq.write_table(pa.table({"image": images, "label": pa.array(np.arange(400) % 2)}), out)
+    return out.getvalue()
+
+
+def read_pickle(path: Path) -> object:
+    return formats.parse_cifar_pickle(path.read_bytes(), str(path))
+
+
+CRAFTED = {
+    "cells in cells": (nested_mat, formats.read_svhn),
+    "holes": (sparse_tar, lambda path: formats.read_tar(path, CIFAR_BINARY)),
+    "one picture many times": (repeated_parquet, formats.read_parquet),
+    "many tiny pictures": (
+        lambda: gzip.compress(corpus.norb_bytes(np.zeros((300_000, 2, 1, 1), np.uint8))),
+        lambda path: formats.read_norb_images(path, (0,), (32, 32)),
+    ),
+    "a huge array of bytes": (lambda: b"\x80\x05\x96" + (3 << 30).to_bytes(8, "little") + b".", read_pickle),
+    "a key that doubles": (lambda: b"\x80\x02})" + b"q\x01h\x01\x86" * 40 + b"K\x01s.", read_pickle),
+    "a program": (lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", corpus.read_picture),
+}
+
+
+@pytest.mark.parametrize("kind", CRAFTED)
+def test_files_made_to_hurt_are_refused_at_once(kind: str, tmp_path: Path):
+    make, read = CRAFTED[kind]
+    path = tmp_path / "crafted"
+    path.write_bytes(make())
+    started, before = time.monotonic(), corpus.peak_megabytes()
+    with pytest.raises(DataError, match="crafted"):
+        read(path)
+    assert time.monotonic() - started < corpus.MOST_SECONDS
+    assert corpus.peak_megabytes() - before < corpus.MOST_MEGABYTES

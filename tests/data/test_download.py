@@ -67,6 +67,9 @@ def test_a_whole_file_is_kept_and_not_fetched_twice(address: str, folder: Path):
     assert (folder / "coil-20-proc.zip").read_bytes() == CONTENT
     assert files(folder) == ["coil-20-proc.zip"]
     assert download.fetch(data_set("http://127.0.0.1:1")) == folder
+    (folder / "coil-20-proc.zip").write_bytes(CONTENT[:100])  # half a file that somebody left there
+    download.fetch(data_set(f"{address}/whole"))
+    assert (folder / "coil-20-proc.zip").read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize(

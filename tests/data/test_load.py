@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from dualcaps import DataError, load_data
-from dualcaps.data import load_labelled_folder, stratified_split
+from dualcaps.data import load_labelled, stratified_split
 
 
 def test_digits_are_split_class_by_class_and_enlarged():
@@ -69,7 +69,7 @@ def test_idx_files_are_read_and_the_validation_part_split_off(idx_folder: Path):
         ("train-labels-idx1-ubyte", np.arange(99) % 10, "99 labels for the 100 images"),
         ("train-labels-idx1-ubyte", np.full(100, 10), "label 10 is not one of the 10 classes"),
         ("train-images-idx3-ubyte.gz", np.zeros((100, 28)), "not images"),
-        ("t10k-images-idx3-ubyte.gz", np.zeros((30, 20, 28)), "another size"),
+        ("t10k-images-idx3-ubyte.gz", np.zeros((30, 20, 28)), r"shape \(30, 20, 28\), not images"),
     ],
 )
 def test_idx_files_that_do_not_belong_together_are_named(idx_folder: Path, file: str, array: np.ndarray, said: str):
@@ -117,7 +117,7 @@ def test_parts_of_its_own_are_kept(shapes_folder: Path, tmp_path: Path):
     assert [len(part) for part in (data.train, data.validation, data.test)] == [24, 6, 6]
     expected = np.asarray(Image.open(shapes_folder / "down" / "10.png"))
     np.testing.assert_array_equal(data.test.images[2, 0], expected)
-    part = load_labelled_folder(root, data.classes, data.image_shape)
+    part = load_labelled(root, data.classes, data.image_shape)
     assert torch.equal(part.images, data.test.images)
     shutil.rmtree(root / "val")
     assert len(load_data(root).validation) == 3
@@ -180,13 +180,13 @@ def test_folders_that_cannot_be_used_are_named(tmp_path: Path, shapes_folder: Pa
 
 def test_a_labelled_folder_may_lack_classes_but_not_have_others(shapes_folder: Path):
     shutil.rmtree(shapes_folder / "across")
-    part = load_labelled_folder(shapes_folder, ("across", "down", "slanted"), (3, 16, 16))
+    part = load_labelled(shapes_folder, ("across", "down", "slanted"), (3, 16, 16))
     assert part.images.shape == (24, 3, 16, 16)
     assert set(part.labels.tolist()) == {1, 2}
     with pytest.raises(DataError, match="class 'slanted' is not one of the run's"):
-        load_labelled_folder(shapes_folder, ("across", "down"), (1, 12, 12))
+        load_labelled(shapes_folder, ("across", "down"), (1, 12, 12))
     with pytest.raises(DataError, match="unknown data set"):
-        load_labelled_folder("nowhere", ("across", "down"), (1, 12, 12))
+        load_labelled("nowhere", ("across", "down"), (1, 12, 12))
 
 
 def test_a_stratified_split_takes_its_part_of_every_class():

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dualcaps import DataError, load_data
+from dualcaps.data import load_labelled
 
 
 def test_npz_with_numbers_or_names(tmp_path: Path):
@@ -36,6 +37,16 @@ def test_npz_with_a_test_part_and_class_names(tmp_path: Path):
     np.testing.assert_array_equal(data.test.images[:, 0], images[20:])
 
 
+def test_a_file_can_be_evaluated_on_by_a_network_that_knows_its_classes(tmp_path: Path):
+    images = np.random.default_rng(0).integers(0, 256, (6, 12, 12), dtype=np.uint8)
+    (tmp_path / "x.npz").write_bytes(corpus.npz_bytes(x=images, y=np.array(["cat", "bee"] * 3)))
+    part = load_labelled(tmp_path / "x.npz", ("ape", "bee", "cat"), (3, 12, 12))
+    assert part.labels.tolist() == [2, 1] * 3
+    np.testing.assert_array_equal(part.images[:, 2], images)
+    with pytest.raises(DataError, match="class 'bee' is not one of the run's: cat, dog"):
+        load_labelled(tmp_path / "x.npz", ("cat", "dog"), (3, 12, 12))
+
+
 def test_parquet_file_and_folder(tmp_path: Path):
     folder = tmp_path / "hub" / "data"
     folder.mkdir(parents=True)
@@ -45,6 +56,9 @@ def test_parquet_file_and_folder(tmp_path: Path):
     data = load_data(tmp_path / "hub")
     assert data.image_shape == (1, 8, 8)
     assert [len(data.train), len(data.validation), len(data.test)] == [18, 2, 6]
+    (folder.parent / "test").mkdir()
+    (folder / "test-00000-of-00001.parquet").rename(folder.parent / "test" / "0000.parquet")
+    assert load_data(tmp_path / "hub").provenance["images"] == data.provenance["images"]
     single = load_data(folder / "train-00000-of-00002.parquet", image_size=(12, 12))
     assert single.image_shape == (1, 12, 12)
     assert torch.bincount(single.test.labels).tolist() == [1, 1]
@@ -72,8 +86,13 @@ def test_what_cannot_be_used_is_named(tmp_path: Path):
         load_data(tmp_path / "notes.txt")
     (tmp_path / "hub").mkdir()
     (tmp_path / "hub" / "test-0.parquet").write_bytes(corpus.parquet_bytes())
+    (tmp_path / "hub" / "test-1.parquet").write_bytes(corpus.parquet_bytes())
     with pytest.raises(DataError, match="no Parquet file of a training part"):
         load_data(tmp_path / "hub")
+    (tmp_path / "hub" / "more.parquet").write_bytes(corpus.parquet_bytes())
+    with pytest.raises(DataError, match=r"more\.parquet: its name does not tell train, validation or test"):
+        load_data(tmp_path / "hub")
+    (tmp_path / "hub" / "more.parquet").unlink()
     (tmp_path / "hub" / "train-0.parquet").write_bytes(b"PAR1 but no more")
     with pytest.raises(DataError, match=r"train-0\.parquet: not a Parquet file"):
         load_data(tmp_path / "hub")

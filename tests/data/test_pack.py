@@ -131,7 +131,7 @@ def test_killed_while_packing_the_next_load_is_right(shapes_folder: Path, tmp_pa
     for _ in range(3):
         shutil.rmtree(cache)
         process = start(shapes_folder)
-        while not list(cache.glob("packs/*")) and process.poll() is None:
+        while not list(cache.glob("packs/.*.draft")) and process.poll() is None:
             time.sleep(0.0005)
         time.sleep(dice.uniform(0, 0.02))
         process.send_signal(signal.SIGKILL)

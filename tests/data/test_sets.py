@@ -106,6 +106,8 @@ def test_smallnorb(tmp_path: Path):
     assert len(both.test) == 1620
     assert torch.equal(both.test.images[1::2, :1], right.test.images)
     assert both.test.labels[:4].tolist() == [4, 4, 3, 3]
+    # A pair's pictures stay together, so the left ones held out are those of the left camera alone.
+    assert torch.equal(both.validation.images[::2], left.validation.images)
 
 
 def test_smallnorb_s_novel_viewpoints(tmp_path: Path):
@@ -136,7 +138,7 @@ def coil(tmp_path: Path) -> Path:
     folder.mkdir(parents=True)
     for number in range(20):
         for view in range(72):
-            Image.new("L", (64, 64), number * 10 + view // 8).save(folder / f"obj{number + 1}__{view}.png")
+            Image.new("L", (128, 128), number * 10 + view // 8).save(folder / f"obj{number + 1}__{view}.png")
     return tmp_path
 
 
@@ -147,6 +149,8 @@ def test_coil_20(coil: Path):
     assert len(data.classes) == 10
     assert torch.bincount(data.test.labels).tolist() == [7] * 10
     assert torch.equal(data.train.images[:, 0, 0, 0] // 10, data.train.labels.to(torch.uint8))
+    inside = load_data("coil-20", data_dir=coil / "coil-20" / "coil-20-proc")
+    assert torch.equal(inside.train.images, data.train.images)
     every = load_data("coil-20", data_dir=coil, objects=20)
     assert len(every.classes) == 20
     assert len(every.train) + len(every.validation) + len(every.test) == 1440
@@ -207,7 +211,7 @@ def test_states_and_checks_tell_official_files_from_others(tmp_path: Path):
 def test_every_set_says_where_it_comes_from():
     for name, data_set in DATA_SETS.items():
         assert data_set.name == name
-        assert all(data_set.downloads) or name == "digits"
+        assert data_set.downloads or name == "digits"
         for download in data_set.downloads:
             algorithm, _, digits = download.checksum.partition(":")
             assert len(digits) == {"md5": 32, "sha256": 64}[algorithm]

@@ -13,17 +13,16 @@ import numpy as np
 import torch
 
 from dualcaps.data.catalog import DATA_SETS as DATA_SETS
+from dualcaps.data.catalog import DataOptions as DataOptions
 from dualcaps.data.catalog import (
-    OFFICIAL,
     DataSet,
     Split,
     cache_folder,
-    checksums,
+    checksum,
     find_files,
     is_official,
     missing,
 )
-from dualcaps.data.catalog import DataOptions as DataOptions
 from dualcaps.data.download import fetch
 from dualcaps.data.images import list_classes
 from dualcaps.data.own import own_source, part_folders, read_labelled
@@ -147,22 +146,24 @@ def check_data(source: str | Path, **options: Any) -> list[CheckedFile]:
     checked = _options(source, **options)
     images, _ = _find(checked, download=False)
     images.read()
-    files = []
-    for path in images.files:
-        known = set(OFFICIAL.get(checked.source, ()))
-        sums = checksums(path, {"sha256", *(checksum.partition(":")[0] for checksum in known)})
-        verdict = "own" if not known else "official" if sums & known else "not official"
-        files.append(CheckedFile(path, next(sum_ for sum_ in sums if sum_.startswith("sha256:")), verdict))
-    return files
+    return [
+        CheckedFile(
+            path,
+            checksum(path),
+            "own"
+            if checked.source not in DATA_SETS
+            else "official"
+            if is_official(checked.source, path)
+            else "not official",
+        )
+        for path in images.files
+    ]
 
 
 def data_state(name: str, data_dir: str | Path | None = None) -> str:
     """Where a named data set is and whether it is official, in words; nothing is read or fetched."""
     options = _options(name, data_dir=data_dir)
-    if (
-        DATA_SETS[name].folders
-        and find_files(DATA_SETS[name], Path(options.data_dir) if options.data_dir else None) is None
-    ):
+    if DATA_SETS[name].folders and find_files(DATA_SETS[name], options) is None:
         return "not found"
     images, found = _find(options, download=False)
     if not DATA_SETS[name].folders:
@@ -183,24 +184,33 @@ def get_data(name: str, *, extra: bool = False) -> Path | str:
     data_set = DATA_SETS[name]
     if not data_set.downloads:
         return f"{name} comes with scikit-learn: nothing to fetch"
+    if found := find_files(data_set, DataOptions(name, extra=extra)):
+        return f"{found.paths[0].parent} (it was there already)"
     try:
         return fetch(data_set, extra=extra)
     except DataError as error:
-        raise missing(data_set, None, str(error)) from error
+        raise missing(data_set, DataOptions(name, extra=extra), str(error)) from error
 
 
-def load_labelled_folder(folder: str | Path, classes: tuple[str, ...], image_shape: tuple[int, int, int]) -> Part:
-    """Labelled images of a folder of class sub-folders, for a network that knows its classes.
+def load_labelled(source: str | Path, classes: tuple[str, ...], image_shape: tuple[int, int, int]) -> Part:
+    """A person's own labelled images, for a network that knows its classes.
 
-    Of a folder with `train/` and `test/` the test part, otherwise all of it; it need not hold
-    every class.
+    Their test part if they have one, otherwise all of them; they need not show every class.
 
     Raises:
-        DataError: no such folder, images that cannot be read, or a class not in `classes`.
+        DataError: nothing there, images that cannot be read, or a class not in `classes`.
     """
-    root = Path(folder)
-    if not root.is_dir():
-        raise unknown_source(str(folder))
+    root = Path(source)
+    if not root.exists():
+        raise unknown_source(str(source))
+    if root.is_file():
+        channels, height, width = image_shape
+        content = own_source(root, DataOptions(str(root), image_size=(height, width), channels=channels)).read()
+        if unknown := sorted(set(content.classes) - set(classes)):
+            raise DataError(f"{root}: class {unknown[0]!r} is not one of the run's: {', '.join(classes)}")
+        numbers = np.array([classes.index(name) for name in content.classes])
+        images, labels = content.parts.get("test", content.parts["train"])
+        return _part(images.repeat(channels // images.shape[1], axis=1), numbers[labels])
     root = part_folders(root).get("test", root)
     by_class = list_classes(root)
     if unknown := sorted(set(by_class) - set(classes)):
@@ -263,18 +273,18 @@ def _named_source(data_set: DataSet, options: DataOptions, download: bool) -> tu
             return Content(data_set.layouts[0].read((), wanted), data_set.classes, None)
 
         return Source((), relevant, read_embedded), "scikit-learn, enlarged from 8x8 pixels"
-    data_dir = Path(options.data_dir) if options.data_dir else None
-    found = find_files(data_set, data_dir, extra=options.extra)
+    found = find_files(data_set, options)
     if found is None and download:
         try:
             fetch(data_set, extra=options.extra)
         except DataError as error:
-            raise missing(data_set, data_dir, str(error)) from error
-        found = find_files(data_set, data_dir, extra=options.extra)
+            raise missing(data_set, options, str(error)) from error
+        found = find_files(data_set, options)
     if found is None:
-        raise missing(data_set, data_dir)
+        raise missing(data_set, options)
     paths, layout = found
-    files = [file for path in paths for file in (sorted(path.glob("*.png")) if path.is_dir() else [path])]
+    listed = [path.parent if path.suffix == ".png" else path for path in paths]
+    files = [file for path in listed for file in (sorted(path.glob("*.png")) if path.is_dir() else [path])]
 
     def read_files() -> Content:
         parts = layout.read(paths, wanted)
@@ -284,7 +294,7 @@ def _named_source(data_set: DataSet, options: DataOptions, download: bool) -> tu
                 raise DataError(f"{paths[0].parent}: no images in the {part} part: fetch the files again")
             if not 0 <= (wrong := labels.min() if labels.min() < 0 else labels.max()) < len(classes):
                 raise DataError(f"{paths[0].parent}: label {wrong} is not one of the {len(classes)} classes")
-        return Content(parts, classes, is_official(data_set, paths))
+        return Content(parts, classes, all(is_official(data_set.name, path) for path in files))
 
     return Source(files, relevant, read_files), str(paths[0].parent)
 
@@ -322,13 +332,17 @@ def _split(content: Content, options: DataOptions) -> dict[str, Part]:
     for part, fraction in (("test", options.test), ("validation", options.validation)):
         if part not in parts and fraction is not None:
             images, labels = parts["train"]
-            kept, held = stratified_split(labels, fraction, options.split_seed, content.classes)
+            together = 2 if options.camera == "both" else 1  # the two pictures of a stereo pair
+            chosen = stratified_split(labels[::together], fraction, options.split_seed, content.classes)
+            kept, held = ((which[:, None] * together + np.arange(together)).ravel() for which in chosen)
             parts["train"], parts[part] = (images[kept], labels[kept]), (images[held], labels[held])
     return {part: _part(*parts[part]) for part in ("train", "validation", "test")}
 
 
 def _part(images: np.ndarray, labels: np.ndarray) -> Part:
-    return Part(torch.from_numpy(images), torch.from_numpy(np.asarray(labels, np.int64)))
+    return Part(
+        torch.from_numpy(np.require(images, requirements=["C", "W"])), torch.from_numpy(np.asarray(labels, np.int64))
+    )
 
 
 def stratified_split(

@@ -1,5 +1,6 @@
 """What each data set is: its files, checksums, classes and policies, and where it is looked for."""
 
+import contextlib
 import gzip
 import hashlib
 import os
@@ -15,6 +16,7 @@ from dualcaps.data.formats import (
     parse_cifar_binary,
     parse_cifar_pickle,
     read_coil,
+    read_file,
     read_idx,
     read_norb,
     read_norb_images,
@@ -66,11 +68,15 @@ class DataOptions:
 
 
 class Download(NamedTuple):
-    """A file as its makers publish it: addresses, and the checksum of what they send."""
+    """A file as its makers publish it: addresses, and the checksum of what they send.
+
+    extra: whether it is needed only where `DataOptions.extra` asks for it.
+    """
 
     file: str
     addresses: tuple[str, ...]
     checksum: str
+    extra: bool = False
 
 
 class Layout(NamedTuple):
@@ -130,23 +136,21 @@ def _read_idx_files(paths: Sequence[Path], options: DataOptions) -> Labelled:
     parts = {}
     for part, (image_path, label_path) in {"train": paths[:2], "test": paths[2:]}.items():
         images, labels = read_idx(image_path), read_idx(label_path)
-        if images.ndim != 3 or 0 in images.shape:
-            raise DataError(f"{image_path}: holds an array of shape {images.shape}, not images")
+        if images.ndim != 3 or images.shape[1:] != (28, 28):
+            raise DataError(f"{image_path}: holds an array of shape {images.shape}, not images [N, 28, 28]")
         if labels.shape != images.shape[:1]:
             raise DataError(f"{label_path}: {labels.size} labels for the {len(images)} images in {image_path.name}")
         parts[part] = images[:, None], labels
-    if parts["train"][0].shape[1:] != parts["test"][0].shape[1:]:
-        raise DataError(f"{paths[2]}: images of another size than in {paths[0].name}")
     return _brought_to(parts, options)
 
 
 def _read_cifar_binary(paths: Sequence[Path], options: DataOptions) -> Labelled:
-    batches = [parse_cifar_binary(path.read_bytes(), str(path)) for path in paths]
+    batches = [parse_cifar_binary(read_file(path), str(path)) for path in paths]
     return _brought_to(_joined(batches), options)
 
 
 def _read_cifar_python(paths: Sequence[Path], options: DataOptions) -> Labelled:
-    return _brought_to(_joined([parse_cifar_pickle(path.read_bytes(), str(path)) for path in paths]), options)
+    return _brought_to(_joined([parse_cifar_pickle(read_file(path), str(path)) for path in paths]), options)
 
 
 def _cifar_archive(names: Sequence[str], parse: Callable[[bytes, str], tuple[np.ndarray, np.ndarray]]) -> Any:
@@ -241,7 +245,10 @@ NORB = tuple(
 
 
 def _downloads(checksums: dict[str, str], *bases: str) -> tuple[Download, ...]:
-    return tuple(Download(file, tuple(base + file for base in bases), sum_) for file, sum_ in checksums.items())
+    return tuple(
+        Download(file, tuple(base + file for base in bases), sum_, file.startswith("extra"))
+        for file, sum_ in checksums.items()
+    )
 
 
 DATA_SETS = {
@@ -366,7 +373,11 @@ DATA_SETS = {
             channels=3,
             batch_size=16,
             folders=("coil-20", "COIL-20"),
-            layouts=(Layout(("coil-20-proc.zip",), _read_coil_files), Layout(("coil-20-proc",), _read_coil_files)),
+            layouts=(
+                Layout(("coil-20-proc.zip",), _read_coil_files),
+                Layout(("coil-20-proc",), _read_coil_files),
+                Layout(("obj1__0.png",), lambda paths, options: _read_coil_files([paths[0].parent], options)),
+            ),
             downloads=_downloads(
                 {"coil-20-proc.zip": "md5:464dec76a6abfcd00e8de6cf1e7d0acc"},
                 "https://www.cs.columbia.edu/CAVE/databases/SLAM_coil-20_coil-100/coil-20/",
@@ -380,64 +391,76 @@ DATA_SETS = {
 }
 """The data sets that `load_data` knows by name."""
 
-OFFICIAL = {
+_IDX_SUMS = {
     "mnist": (
-        "md5:6bbc9ace898e44ae57da46a324031adb",
-        "md5:a25bea736e30d166cdddb491f175f624",
-        "md5:2646ac647ad5339dbf082846283269ea",
-        "md5:27ae3e4e09519cfbb04c329615203637",
+        "6bbc9ace898e44ae57da46a324031adb",
+        "a25bea736e30d166cdddb491f175f624",
+        "2646ac647ad5339dbf082846283269ea",
+        "27ae3e4e09519cfbb04c329615203637",
     ),
     "fashion-mnist": (
-        "md5:f4a8712d7a061bf5bd6d2ca38dc4d50a",
-        "md5:9018921c3c673c538a1fc5bad174d6f9",
-        "md5:8181f5470baa50b63fa0f6fddb340f0a",
-        "md5:15d484375f8d13e6eb1aabb0c3f46965",
+        "f4a8712d7a061bf5bd6d2ca38dc4d50a",
+        "9018921c3c673c538a1fc5bad174d6f9",
+        "8181f5470baa50b63fa0f6fddb340f0a",
+        "15d484375f8d13e6eb1aabb0c3f46965",
     ),
-    "cifar-10": (
-        "sha1:aadd24acce27caa71bf4b10992e9e7b2d74c2540",
-        "sha1:c0ba65cce70568cd57b4e03e9ac8d2a5367c1795",
-        "sha1:1dd00a74ab1d17a6e7d73e185b69dbf31242f295",
-        "sha1:aab85764eb3584312d3c7f65fd2fd016e36a258e",
-        "sha1:26e2849e66a845b7f1e4614ae70f4889ae604628",
-        "sha1:67eb016db431130d61cd03c7ad570b013799c88c",
-        "md5:c99cafc152244af753f735de768cd75f",
-        "md5:d4bba439e000b95fd0a9bffe97cbabec",
-        "md5:54ebc095f3ab1f0389bbae665268c751",
-        "md5:634d18415352ddfa80567beed471001a",
-        "md5:482c414d41f54cd18b22e5b47cb7c3cb",
-        "md5:40351d587109b95175f43aff81a1287e",
-        "sha256:c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
-        "md5:c58f30108f718f92721af3b95e74349a",
-    ),
-    "svhn": tuple(download.checksum for download in DATA_SETS["svhn"].downloads),
-    "smallnorb": (
-        "md5:8138a0902307b32dfa0025a36dfa45ec",
-        "md5:fd5120d3f770ad57ebe620eb61a0b633",
-        "md5:19faee774120001fc7e17980d6960451",
-        "md5:e9920b7f7b2869a8f1a12e945b2c166c",
-        "md5:7c5b871cc69dcadec1bf6a18141f5edc",
-    ),
-    "coil-20": ("md5:464dec76a6abfcd00e8de6cf1e7d0acc",),
 }
-"""Checksums of each data set's official files; of gzipped ones, but for archives, of what they unpack to."""
+_CIFAR_BINARY_SUMS = (
+    "aadd24acce27caa71bf4b10992e9e7b2d74c2540",
+    "c0ba65cce70568cd57b4e03e9ac8d2a5367c1795",
+    "1dd00a74ab1d17a6e7d73e185b69dbf31242f295",
+    "aab85764eb3584312d3c7f65fd2fd016e36a258e",
+    "26e2849e66a845b7f1e4614ae70f4889ae604628",
+    "67eb016db431130d61cd03c7ad570b013799c88c",
+)
+_CIFAR_PYTHON_SUMS = (
+    "c99cafc152244af753f735de768cd75f",
+    "d4bba439e000b95fd0a9bffe97cbabec",
+    "54ebc095f3ab1f0389bbae665268c751",
+    "634d18415352ddfa80567beed471001a",
+    "482c414d41f54cd18b22e5b47cb7c3cb",
+    "40351d587109b95175f43aff81a1287e",
+)
+_NORB_SUMS = (
+    "8138a0902307b32dfa0025a36dfa45ec",
+    "fd5120d3f770ad57ebe620eb61a0b633",
+    "19faee774120001fc7e17980d6960451",
+    "e9920b7f7b2869a8f1a12e945b2c166c",
+    "fd5120d3f770ad57ebe620eb61a0b633",
+    "7c5b871cc69dcadec1bf6a18141f5edc",
+)
+
+OFFICIAL: dict[str, dict[str, str]] = {
+    **{name: {file: f"md5:{sum_}" for file, sum_ in zip(_IDX, sums, strict=True)} for name, sums in _IDX_SUMS.items()},
+    "cifar-10": {
+        **{file: f"sha1:{sum_}" for file, sum_ in zip(CIFAR_BINARY, _CIFAR_BINARY_SUMS, strict=True)},
+        **{file: f"md5:{sum_}" for file, sum_ in zip(CIFAR_PYTHON, _CIFAR_PYTHON_SUMS, strict=True)},
+        "cifar-10-binary.tar.gz": "sha256:c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+        "cifar-10-python.tar.gz": "md5:c58f30108f718f92721af3b95e74349a",
+    },
+    "svhn": {download.file: download.checksum for download in DATA_SETS["svhn"].downloads},
+    "smallnorb": {file: f"md5:{sum_}" for file, sum_ in zip(NORB, _NORB_SUMS, strict=True)},
+    "coil-20": {"coil-20-proc.zip": "md5:464dec76a6abfcd00e8de6cf1e7d0acc"},
+}
+"""Checksums of each data set's official files by name; of gzipped ones, but for archives, of what they unpack to."""
 
 
-def is_official(data_set: DataSet, paths: Sequence[Path]) -> bool:
-    """Whether every file is, to the bit, one that the data set's makers published."""
-    known = set(OFFICIAL[data_set.name])
-    algorithms = {checksum.partition(":")[0] for checksum in known}
-    return all(path.is_file() and bool(checksums(path, algorithms) & known) for path in paths)
+def is_official(name: str, path: Path) -> bool:
+    """Whether a file is, to the bit, the one of its name that the data set's makers published."""
+    official = OFFICIAL.get(name, {}).get(path.name if path.name.endswith(".tar.gz") else path.name.removesuffix(".gz"))
+    return official is not None and path.is_file() and checksum(path, official.partition(":")[0]) == official
 
 
-def checksums(path: Path, algorithms: set[str]) -> set[str]:
-    """The checksums of a file, as "algorithm:digits"; of a gzipped one, but for archives, of its content."""
-    packed = path.suffix == ".gz" and not path.name.endswith(".tar.gz")
-    digests = [hashlib.new(name, usedforsecurity=False) for name in algorithms]
-    with gzip.open(path) if packed else path.open("rb") as stream:
-        while piece := stream.read(1 << 20):
-            for digest in digests:
+def checksum(path: Path, algorithm: str = "sha256") -> str:
+    """The checksum of a file, as "algorithm:digits"; of a gzipped one, but for archives, of its content."""
+    digest = hashlib.new(algorithm, usedforsecurity=False)
+    with path.open("rb") as raw:
+        packed = raw.read(2) == b"\x1f\x8b" and not path.name.endswith(".tar.gz")
+        raw.seek(0)
+        with gzip.open(raw) if packed else contextlib.nullcontext(raw) as stream:
+            while piece := stream.read(1 << 20):
                 digest.update(piece)
-    return {f"{digest.name}:{digest.hexdigest()}" for digest in digests}
+    return f"{algorithm}:{digest.hexdigest()}"
 
 
 _SYSTEM_FOLDER = Path("/usr/share/datasets")  # Debian's package dataset-fashion-mnist
@@ -455,37 +478,36 @@ def cache_folder() -> Path:
     return platformdirs.user_cache_path("dualcaps")
 
 
-def find_files(data_set: DataSet, data_dir: Path | None, *, extra: bool = False) -> Found | None:
+def find_files(data_set: DataSet, options: DataOptions) -> Found | None:
     """The data set's files, all from the first folder that holds them all; None where none does.
 
-    Looked for in `data_dir`, the environment's `DUALCAPS_DATA`, the user cache and Debian's
+    Looked for in `options.data_dir`, the environment's `DUALCAPS_DATA`, the user cache and Debian's
     folder for data sets, in this order: below one of the data set's folder names, or directly,
     unless the folder bears the name of another data set, whose files may have the same names.
-    `extra` asks for svhn's extra file too.
 
     Raises:
-        DataError: `data_dir` is no folder.
+        DataError: `options.data_dir` is no folder.
     """
-    for root in search_folders(data_dir):
+    extra = tuple(download.file for download in data_set.downloads if download.extra and options.extra)
+    for root in search_folders(_path(options.data_dir)):
         for folder in (*(root / name for name in data_set.folders), root):
             if folder == root and root.name in DATA_SETS.keys() - {data_set.name}:
                 continue
             for layout in data_set.layouts:
-                files = (*layout.files, "extra_32x32.mat") if extra else layout.files
-                found = [_plain_or_gzipped(folder / name) for name in files]
+                found = [_plain_or_gzipped(folder / name) for name in (*layout.files, *extra)]
                 if all(found):
                     return Found(tuple(path for path in found if path), layout)
     return None
 
 
-def missing(data_set: DataSet, data_dir: Path | None, reason: str = "") -> DataError:
+def missing(data_set: DataSet, options: DataOptions, reason: str = "") -> DataError:
     """The error for a data set whose files are nowhere, which says where to put which.
 
     `reason` is why they could not be fetched, where that was tried.
     """
-    places = ", ".join(str(root / data_set.folders[0]) for root in search_folders(data_dir))
+    places = ", ".join(str(root / data_set.folders[0]) for root in search_folders(_path(options.data_dir)))
     address = data_set.downloads[0].addresses[0].rpartition("/")[0]
-    files = ", ".join(download.file for download in data_set.downloads if not download.file.startswith("extra"))
+    files = ", ".join(download.file for download in data_set.downloads if options.extra or not download.extra)
     return DataError(
         f"{data_set.name}: files not found in {places}{reason and f', nor fetched: {reason}'}: get {files} from "
         f"{address}/ and put them into one of these, or name their folder with --data-dir"
@@ -502,6 +524,10 @@ def search_folders(data_dir: Path | None) -> Iterator[Path]:
         yield Path(environment)
     yield cache_folder()
     yield _SYSTEM_FOLDER
+
+
+def _path(text: str | None) -> Path | None:
+    return None if text is None else Path(text)
 
 
 def _plain_or_gzipped(path: Path) -> Path | None:

@@ -22,7 +22,7 @@ def fetch(data_set: DataSet, *, extra: bool = False, quiet: bool = False) -> Pat
     """
     folder = cache_folder() / data_set.folders[0]
     for download in data_set.downloads:
-        if (extra or not download.file.startswith("extra")) and not (folder / download.file).exists():
+        if extra or not download.extra:
             _fetch_file(download, folder, quiet)
     return folder
 

@@ -10,19 +10,21 @@ import io
 import json
 import math
 import pickle
+import pickletools
 import re
 import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, NoReturn, Protocol
+from typing import Any, BinaryIO, ClassVar, NoReturn, Protocol
 
 import numpy as np
 
-from dualcaps.data.images import read_image, resize
+from dualcaps.data.images import inspect_images, read_image, resize
 from dualcaps.errors import DataError
 
 _CHUNK = 1 << 22
@@ -80,9 +82,9 @@ def read_norb_images(path: Path, cameras: Sequence[int], size: tuple[int, int]) 
         dtype, shape = _norb_header(stream, path)
         if dtype != np.uint8 or len(shape) != 4 or shape[1] != 2 or 0 in shape:
             raise DataError(f"{path}: a matrix of shape {shape}, not stereo pairs [pairs, 2, height, width]")
+        if shape[2:] != (96, 96):
+            raise DataError(f"{path}: images of {shape[2]}x{shape[3]} pixels are not smallNORB's, which have 96x96")
         pair_bytes = math.prod(shape[1:])
-        if pair_bytes > 1 << 24:
-            raise DataError(f"{path}: images of {shape[2]}x{shape[3]} pixels are not smallNORB's")
         images: list[np.ndarray] = []
         for _ in range(shape[0]):
             raw = _read_up_to(stream, pair_bytes)
@@ -106,6 +108,12 @@ def _norb_header(stream: _Stream, path: Path) -> tuple[np.dtype, tuple[int, ...]
     if min(sizes) < 0:
         raise DataError(f"{path}: a matrix with a negative size {sizes}")
     return _NORB_TYPES[magic], sizes
+
+
+def read_file(path: Path) -> bytes:
+    """The file's content, unpacked if it is gzipped; raises DataError as the readers do."""
+    with _unpacked(path) as stream:
+        return _read_up_to(stream, _most_held(path.stat().st_size))
 
 
 CIFAR_RECORD = 1 + 3 * 32 * 32
@@ -133,6 +141,7 @@ def parse_cifar_pickle(content: bytes, name: str) -> tuple[np.ndarray, np.ndarra
         DataError: the pickle holds anything else, or no batch.
     """
     try:
+        _check_opcodes(content)
         batch = _CifarUnpickler(io.BytesIO(content), encoding="bytes").load()
     except DataError as error:
         raise DataError(f"{name}: {error}") from error
@@ -146,9 +155,36 @@ def parse_cifar_pickle(content: bytes, name: str) -> tuple[np.ndarray, np.ndarra
     if not labels or not all(type(label) is int and 0 <= label < 256 for label in labels):
         raise DataError(f"{name}: labels that are no class numbers")
     images = data.bytes_of_shape(name)
-    if images.shape != (len(labels), 3072):
+    if len(images) != len(labels):
         raise DataError(f"{name}: data of shape {images.shape} for {len(labels)} labels")
     return images.reshape(-1, 3, 32, 32), np.array(labels, np.int64)
+
+
+# What protocols 2 to 4 write for such a batch. Others can fill memory or time with a few bytes.
+_PICKLE_OPCODES = frozenset(
+    {
+        *("PROTO", "FRAME", "STOP", "MARK", "EMPTY_DICT", "EMPTY_LIST", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2"),
+        *("TUPLE3", "APPEND", "APPENDS", "SETITEM", "SETITEMS", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1"),
+        *("BININT2", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINUNICODE", "SHORT_BINUNICODE"),
+        *("BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET", "MEMOIZE", "GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD"),
+    }
+)
+_MOST_CALLS = 32
+
+
+def _check_opcodes(content: bytes) -> None:
+    calls = 0
+    try:
+        for opcode, _, _ in pickletools.genops(content):
+            calls += opcode.name == "REDUCE"
+            if calls > _MOST_CALLS:
+                raise DataError("a pickle that calls more than a batch of images does")
+            if opcode.name not in _PICKLE_OPCODES:
+                raise DataError(f"a pickle with {opcode.name}, which no batch of images needs: do not use this file")
+    except DataError:
+        raise
+    except Exception as error:  # a damaged pickle can make the reader raise anything
+        raise DataError(f"damaged pickle ({type(error).__name__}): fetch it again") from error
 
 
 class _PickledArray:
@@ -190,6 +226,9 @@ def _encode(text: object, *_: object) -> bytes:
 
 # Python's own unpickler written in Python: the one in C can be made to fill memory by one opcode.
 class _CifarUnpickler(pickle._Unpickler):  # pyright: ignore[reportAttributeAccessIssue]
+    stack: list[Any]
+    pop_mark: Callable[[], list[Any]]
+
     def find_class(self, module: str, name: str) -> Any:
         stand_ins: dict[str, dict[str, Any]] = {
             "numpy.core.multiarray": {"_reconstruct": _reconstruct},
@@ -200,6 +239,28 @@ class _CifarUnpickler(pickle._Unpickler):  # pyright: ignore[reportAttributeAcce
         if name not in stand_ins.get(module, {}):
             raise DataError(f"a pickle that asks for {module}.{name}, which no data needs: do not use this file")
         return stand_ins[module][name]
+
+    def load_setitem(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self._set(key, value)
+
+    def load_setitems(self) -> None:
+        items = self.pop_mark()
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            self._set(key, value)
+
+    def _set(self, key: object, value: object) -> None:
+        if not isinstance(key, bytes | str):  # hashing a nest of tuples can take for ever
+            raise DataError("a pickle with names that are no text")
+        self.stack[-1][key] = value
+
+    dispatch: ClassVar[dict[int, Any]] = pickle._Unpickler.dispatch | {  # pyright: ignore[reportAttributeAccessIssue]
+        pickle.SETITEM[0]: load_setitem,
+        pickle.SETITEMS[0]: load_setitems,
+    }
+
+
+_LARGEST_MEMBER = 40_000_000  # CIFAR-10's batches have 31 MB
 
 
 def read_tar(path: Path, wanted: Sequence[str]) -> dict[str, bytes]:
@@ -214,6 +275,8 @@ def read_tar(path: Path, wanted: Sequence[str]) -> dict[str, bytes]:
             with tarfile.open(fileobj=stream, mode="r|") as archive:  # pyright: ignore[reportCallIssue, reportArgumentType]
                 for member in archive:
                     name = PurePosixPath(member.name).name
+                    if member.size > _LARGEST_MEMBER or member.issparse():
+                        raise DataError(f"{path}: {name} claims {member.size:,} bytes: not a file to trust")
                     if member.isfile() and name in wanted:
                         opened = archive.extractfile(member)
                         found[name] = _read_up_to(opened, member.size) if opened else b""
@@ -236,9 +299,10 @@ def read_svhn(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """
     import scipy.io  # takes a while to import
 
-    _check_mat(path)
+    raw = read_file(path)
+    _check_mat(raw, path)
     try:
-        content = scipy.io.loadmat(path, variable_names=["X", "y"])
+        content = scipy.io.loadmat(io.BytesIO(raw), variable_names=["X", "y"])
     except Exception as error:  # a damaged file can make the reader raise anything
         raise DataError(f"{path}: not a MATLAB file that can be read ({type(error).__name__})") from error
     images, labels = content.get("X"), content.get("y")
@@ -254,30 +318,33 @@ def read_svhn(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return np.ascontiguousarray(images.transpose(3, 2, 0, 1)), numbers.astype(np.int64) % 10
 
 
-def _check_mat(path: Path) -> None:
-    """Walk the elements of a MATLAB 5 file, so that scipy is not given one that lies about its sizes."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        header = file.read(128)
-        if len(header) < 128 or header[126:128] not in (b"IM", b"MI"):
-            raise DataError(f"{path}: not a MATLAB 5 file")
-        order = "<" if header[126:128] == b"IM" else ">"
-        while tag := file.read(8):
-            kind, length = (int(number) for number in np.frombuffer(tag.ljust(8, b"\0"), f"{order}u4"))
-            if len(tag) < 8 or kind not in (14, 15) or file.tell() + length > size:
-                raise DataError(f"{path}: truncated or damaged: fetch it again")
-            if kind == 15:
-                _check_inflated(file.read(length), size, path)
-            else:
-                file.seek(length, 1)
+def _check_mat(raw: bytes, path: Path) -> None:
+    """Walk the elements of a MATLAB 5 file, so that scipy is given plain arrays of numbers of honest sizes only."""
+    if len(raw) < 128 or raw[126:128] not in (b"IM", b"MI"):
+        raise DataError(f"{path}: not a MATLAB 5 file")
+    order = "<" if raw[126:128] == b"IM" else ">"
+    place = 128
+    while place < len(raw):
+        kind, length = np.frombuffer(raw[place : place + 8].ljust(8, b"\0"), f"{order}u4").tolist()
+        element = raw[place + 8 : place + 8 + length]
+        if kind not in (14, 15) or len(element) < length:
+            raise DataError(f"{path}: truncated or damaged: fetch it again")
+        head = _inflate_head(element, len(raw), path)[8:] if kind == 15 else element
+        # The array's flags come first: their type, their size, then the class, 6 to 15 for numbers.
+        flags = np.frombuffer(head[:12].ljust(12, b"\0"), f"{order}u4").tolist()
+        if flags[:2] != [6, 8] or not 6 <= flags[2] & 0xFF <= 15:
+            raise DataError(f"{path}: holds something other than arrays of numbers, so it is not SVHN's")
+        place += 8 + length
 
 
-def _check_inflated(packed: bytes, file_size: int, path: Path) -> None:
-    inflater, total = zlib.decompressobj(), 0
+def _inflate_head(packed: bytes, file_size: int, path: Path) -> bytes:
+    """The beginning of a packed element, all of which is unpacked once to see that it ends in time."""
+    inflater, total, head = zlib.decompressobj(), 0, b""
     try:
         while not inflater.eof:
             piece = inflater.decompress(packed, _CHUNK)
             packed = inflater.unconsumed_tail
+            head = head or piece[:64]
             total += len(piece)
             if total > _most_held(file_size):
                 _bomb(path, file_size)
@@ -285,10 +352,11 @@ def _check_inflated(packed: bytes, file_size: int, path: Path) -> None:
                 raise DataError(f"{path}: truncated or damaged: fetch it again")
     except zlib.error as error:
         raise DataError(f"{path}: damaged ({error}): fetch it again") from error
+    return head
 
 
 _COIL_NAME = re.compile(r"obj(\d{1,2})__(\d{1,2})\.png")
-_COIL_OBJECTS, _COIL_VIEWS, _LARGEST_PICTURE = 20, 72, 1 << 20
+_COIL_VIEWS, _COIL_SIDE, _LARGEST_PICTURE = 72, 128, 1 << 16
 
 
 def read_coil(path: Path, objects: int, size: tuple[int, int]) -> np.ndarray:
@@ -300,34 +368,40 @@ def read_coil(path: Path, objects: int, size: tuple[int, int]) -> np.ndarray:
         size: height and width to resize to.
 
     Raises:
-        DataError: the archive is damaged, or a picture is missing or cannot be read.
+        DataError: the archive is damaged, or a picture is missing, cannot be read, or is not of
+            128x128 pixels.
     """
-    pictures = dict(_coil_files(path, objects))
     images = np.empty((objects, _COIL_VIEWS, 1, *size), np.uint8)
-    for number in range(objects):
-        for view in range(_COIL_VIEWS):
-            name = f"obj{number + 1}__{view}.png"
-            if name not in pictures:
-                raise DataError(f"{path}: {name} is missing: fetch it again")
-            images[number, view] = read_image(pictures[name], (1, *size), f"{path}: {name}")
+    missing = {(number, view) for number in range(objects) for view in range(_COIL_VIEWS)}
+    with _coil_files(path) as files:
+        for name, read in files:
+            match = _COIL_NAME.fullmatch(name)
+            place = (int(match[1]) - 1, int(match[2])) if match else None
+            if place not in missing:
+                continue
+            content = read()
+            sizes, _ = inspect_images([content], f"{path}: {name}")
+            if sizes != {(_COIL_SIDE, _COIL_SIDE)}:
+                raise DataError(f"{path}: {name} has not the {_COIL_SIDE}x{_COIL_SIDE} pixels of COIL-20's pictures")
+            images[place] = read_image(content, (1, *size), f"{path}: {name}")
+            missing.remove(place)
+    if missing:
+        number, view = min(missing)
+        raise DataError(f"{path}: obj{number + 1}__{view}.png is missing: fetch it again")
     return images
 
 
-def _coil_files(path: Path, objects: int) -> Iterator[tuple[str, bytes]]:
-    def belongs(name: str) -> bool:
-        match = _COIL_NAME.fullmatch(name)
-        return match is not None and 1 <= int(match[1]) <= objects
-
+@contextmanager
+def _coil_files(path: Path) -> Iterator[list[tuple[str, Callable[[], bytes]]]]:
+    """The names of what there is, each with what reads it."""
     if path.is_dir():
-        for file in sorted(path.iterdir()):
-            if belongs(file.name) and file.is_file():
-                yield file.name, file.read_bytes()
+        yield [(file.name, file.read_bytes) for file in sorted(path.iterdir())]
         return
     with _zip(path) as archive:
-        for member in archive.infolist():
-            name = PurePosixPath(member.filename).name
-            if belongs(name):
-                yield name, _member(archive, member, _LARGEST_PICTURE, path)
+        yield [
+            (PurePosixPath(member.filename).name, partial(_member, archive, member, _LARGEST_PICTURE, path))
+            for member in archive.infolist()
+        ]
 
 
 _NPZ_KEYS = {"train": (("x", "y"), ("x_train", "y_train")), "test": (("x_test", "y_test"),)}
@@ -345,6 +419,8 @@ def read_npz(path: Path) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], tupl
     """
     with _zip(path) as archive:
         members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
+        if sum(member.file_size for member in members.values()) > _most_held(path.stat().st_size):
+            _bomb(path, path.stat().st_size)
 
         def array(key: str) -> np.ndarray:
             content = _member(archive, members[key], _most_held(path.stat().st_size), path)
@@ -371,6 +447,8 @@ def read_npz(path: Path) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], tupl
             raise DataError(f"{path}: x has {images.shape[3]} channels where 1 or 3 are read")
         if labels.shape not in ((len(images),), (len(images), 1)):
             raise DataError(f"{path}: y of shape {labels.shape} for {len(images)} images")
+    if len({images.shape[3:] for images, _ in raw.values()}) > 1:
+        raise DataError(f"{path}: x and x_test have not the same number of channels")
     if names is not None and (names.ndim != 1 or names.dtype.kind not in "US"):
         raise DataError(f"{path}: classes is {names.dtype} of shape {names.shape}, not a list of names")
     classes, numbers = name_classes({part: labels.ravel() for part, (_, labels) in raw.items()}, names, path)
@@ -387,8 +465,10 @@ def name_classes(
     """Class names and class numbers for labels that are numbers, or the names themselves."""
     kinds = {array.dtype.kind for array in labels.values()}
     if kinds <= {"U", "S"}:
-        known = sorted({str(label) for array in labels.values() for label in array})
-        return tuple(known), {part: np.array([known.index(str(x)) for x in array]) for part, array in labels.items()}
+        texts = {part: array.astype(str) for part, array in labels.items()}
+        known, numbers = np.unique(np.concatenate(list(texts.values())), return_inverse=True)
+        ends = np.cumsum([len(array) for array in texts.values()])
+        return tuple(known.tolist()), dict(zip(texts, np.split(numbers, ends[:-1]), strict=True))
     if not kinds <= {"i", "u"}:
         raise DataError(f"{path}: labels of type {', '.join(sorted(kinds))} are neither whole numbers nor names")
     largest = max(int(array.max()) for array in labels.values())
@@ -422,27 +502,45 @@ def read_parquet(path: Path) -> tuple[list[bytes], np.ndarray, np.ndarray | None
         return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
     def is_label(column: Any) -> bool:
-        return pa.types.is_integer(column.type) or pa.types.is_string(column.type)
+        kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+        return pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+    def choose(what: str, fits: Callable[[Any], bool], usual: tuple[str, ...]) -> str:
+        fitting = [column.name for column in schema if fits(column)]
+        named = [name for name in fitting if name in usual] or fitting
+        if len(named) != 1:
+            raise DataError(
+                f"{path}: {len(named) or 'none'} of the columns {', '.join(schema.names)} can be the {what}: "
+                f"name one {usual[0]!r}"
+            )
+        return named[0]
 
     most = _most_held(path.stat().st_size)
     try:
         with pq.ParquetFile(path, thrift_string_size_limit=1 << 24, thrift_container_size_limit=1 << 20) as file:
-            schema, rows = file.schema_arrow, file.metadata.num_rows
-            images = sorted((f for f in schema if is_image(f)), key=lambda f: f.name not in ("image", "img"))
-            labels = sorted((f for f in schema if is_label(f)), key=lambda f: f.name not in ("label", "labels"))
-            if not images or not labels:
-                raise DataError(f"{path}: has no image and label columns but {', '.join(schema.names) or 'none'}")
+            schema = file.schema_arrow
+            columns = [choose("image", is_image, ("image", "img")), choose("label", is_label, ("label", "labels"))]
             groups = (file.metadata.row_group(number) for number in range(file.metadata.num_row_groups))
-            if sum(group.total_byte_size for group in groups) > most or rows > most:
+            if sum(group.total_byte_size for group in groups) > most or file.metadata.num_rows > most:
                 _bomb(path, path.stat().st_size)
             encoded: list[bytes] = []
             numbers: list[Any] = []
-            for batch in file.iter_batches(batch_size=256, columns=[images[0].name, labels[0].name]):
-                column = batch.column(images[0].name)
-                encoded += (column.field("bytes") if pa.types.is_struct(column.type) else column).to_pylist()
-                numbers += batch.column(labels[0].name).to_pylist()
+            held = 0
+            for batch in file.iter_batches(batch_size=16, columns=columns):
+                image_column, label_column = (batch.column(name) for name in columns)
+                if pa.types.is_struct(image_column.type):
+                    image_column = image_column.field("bytes")
+                if pa.types.is_dictionary(label_column.type):
+                    label_column = label_column.dictionary_decode()
+                held += image_column.nbytes + label_column.nbytes  # one value repeated is written once
+                if held > most:
+                    _bomb(path, path.stat().st_size)
+                encoded += image_column.to_pylist()
+                numbers += label_column.to_pylist()
+                if any(isinstance(number, str) and len(number) > _LONGEST_NAME for number in numbers[-16:]):
+                    raise DataError(f"{path}: class names of more than {_LONGEST_NAME} characters")
             hints = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-            names = hints.get("info", {}).get("features", {}).get(labels[0].name, {}).get("names")
+            names = hints.get("info", {}).get("features", {}).get(columns[1], {}).get("names")
     except DataError:
         raise
     except Exception as error:  # a damaged file can make the reader raise anything
@@ -451,6 +549,9 @@ def read_parquet(path: Path) -> tuple[list[bytes], np.ndarray, np.ndarray | None
         raise DataError(f"{path}: holds no images, or rows without an image or a label")
     known = isinstance(names, list) and all(isinstance(name, str) for name in names) and bool(names)
     return encoded, np.array(numbers), np.array(names) if known else None
+
+
+_LONGEST_NAME = 200
 
 
 @contextmanager
@@ -470,6 +571,8 @@ def _zip(path: Path) -> Iterator[zipfile.ZipFile]:
 def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, most: int, path: Path) -> bytes:
     if member.file_size > most:
         raise DataError(f"{path}: {member.filename} would take {member.file_size:,} bytes: not a file to trust")
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise DataError(f"{path}: {member.filename} is packed in a way that is not read: pack it with zip's own")
     with archive.open(member) as opened:
         return _read_up_to(opened, member.file_size)
 

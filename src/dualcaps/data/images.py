@@ -18,7 +18,9 @@ IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".
 
 _COLOUR_MODES = frozenset({"P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "LAB", "HSV"})
 
-_MOST_PIXELS, _MOST_PIXELS_A_BYTE = 30_000_000, 20
+# Pillow's other formats are not asked for, and some of them start programs.
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+_MOST_PIXELS, _MOST_PIXELS_A_BYTE = 8_000_000, 20
 
 
 def list_classes(folder: Path) -> dict[str, list[Path]]:
@@ -68,7 +70,7 @@ def inspect_images(images: Sequence[Encoded], name: str = "") -> tuple[set[tuple
 
     def header(number: int) -> tuple[tuple[int, int], bool]:
         with _opened(images[number], _name(images[number], name, number)) as image:
-            turned = image.getexif().get(0x0112, 1) >= 5  # EXIF orientations 5 to 8 swap the sides
+            turned = image.getexif().get(0x0112) in (5, 6, 7, 8)  # EXIF orientations that swap the sides
             size = image.size if turned else (image.height, image.width)
             return size, image.mode in _COLOUR_MODES
 
@@ -134,8 +136,11 @@ def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def to_grey(images: np.ndarray) -> np.ndarray:
     """Luminance (ITU-R 601) of uint8 images [N, 3, H, W], as uint8 [N, 1, H, W]."""
-    red, green, blue = (images[:, channel].astype(np.uint32) for channel in range(3))
-    return ((19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16).astype(np.uint8)[:, None]
+    grey = np.empty((len(images), 1, *images.shape[2:]), np.uint8)
+    for start in range(0, len(images), 1000):  # in pieces, as the sums take four bytes a number
+        red, green, blue = images[start : start + 1000].astype(np.uint32).transpose(1, 0, 2, 3)
+        grey[start : start + 1000, 0] = (19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16
+    return grey
 
 
 def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
@@ -161,16 +166,19 @@ def _name(image: Encoded, container: str, number: int | None = None) -> str:
 def _opened(image_file: Encoded, name: str) -> Iterator[Image.Image]:
     """The image, opened; whatever goes wrong with it becomes a DataError that names the file."""
     try:
-        with Image.open(io.BytesIO(image_file) if isinstance(image_file, bytes) else image_file) as image:
+        stream = io.BytesIO(image_file) if isinstance(image_file, bytes) else image_file
+        with Image.open(stream, formats=_FORMATS) as image:
             file_size = len(image_file) if isinstance(image_file, bytes) else image_file.stat().st_size
             if image.width * image.height > max(_MOST_PIXELS, _MOST_PIXELS_A_BYTE * file_size):
                 raise ValueError(f"{image.width}x{image.height} pixels in {file_size:,} bytes: not a file to trust")
             yield image
+    except FileNotFoundError as error:
+        raise DataError(f"{name}: no such file") from error
     except UnidentifiedImageError as error:
         raise DataError(f"{name}: not an image that can be read: replace or remove it") from error
     except (
-        *(OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error),
-        Image.DecompressionBombError,
+        *(OSError, SyntaxError, ValueError, TypeError, KeyError, OverflowError, EOFError, struct.error, zlib.error),
+        *(MemoryError, Image.DecompressionBombError),
     ) as error:
         reason = (isinstance(error, OSError) and error.strerror) or error
         raise DataError(f"{name}: cannot be read ({reason}): replace or remove it") from error

@@ -1,5 +1,6 @@
 """A person's own images: a folder of class folders, a .npz file, Parquet files."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def own_source(path: Path, options: DataOptions) -> Source:
     if parquet := sorted(file for pattern in ("*.parquet", "*/*.parquet") for file in path.glob(pattern)):
         parts: dict[str, list[Path]] = {}
         for file in parquet:
-            parts.setdefault(_PART_NAMES.get(file.name.split("-")[0].split(".")[0].lower(), "train"), []).append(file)
+            parts.setdefault(_part_of(file, path) if len(parquet) > 1 else "train", []).append(file)
         if "train" not in parts:
             raise DataError(f"{path}: no Parquet file of a training part (train-….parquet)")
         return Source(parquet, _relevant(options), lambda: _read_parquet(parts, options))
@@ -52,6 +53,15 @@ def own_source(path: Path, options: DataOptions) -> Source:
             raise DataError(f"{path}: class {unknown[0]!r} of the {part} part is missing from the training part")
     files = [file for by_class in listed.values() for images in by_class.values() for file in images]
     return Source(files, _relevant(options), lambda: _read_folder(listed, classes, options))
+
+
+def _part_of(file: Path, root: Path) -> str:
+    """The part that a Parquet file belongs to, by its folder's name or a word of its own."""
+    words = [*file.relative_to(root).parts[:-1][-1:], *re.split(r"[-_.]", file.stem)]
+    parts = {part for word in words if (part := _PART_NAMES.get(word.lower()))}
+    if len(parts) != 1:
+        raise DataError(f"{file}: its name does not tell train, validation or test: name it like train-….parquet")
+    return parts.pop()
 
 
 def part_folders(folder: Path) -> dict[str, Path]:

@@ -98,7 +98,8 @@ class _CacheError(Exception):
 
 
 def _pack(source: Source, cache: Path) -> tuple[Content, str]:
-    key, index = _content_key(source), _index(source, cache)
+    index = _index(source, cache)  # before the content is read, so that it never stands for older content
+    key = _content_key(source)
     pack, draft = cache / "packs" / key, cache / "packs" / f".{key}.draft"
     try:
         for folder in (pack.parent, index.parent):
@@ -113,6 +114,8 @@ def _pack(source: Source, cache: Path) -> tuple[Content, str]:
             opened = _open(pack)
         if opened is None:
             content = source.read()
+            if _index(source, cache) != index:  # replaced while it was read
+                return content, _digest(content)
             try:
                 for leftover in (draft, pack):
                     if leftover.exists():
@@ -120,8 +123,10 @@ def _pack(source: Source, cache: Path) -> tuple[Content, str]:
                 _write(draft, content)
                 draft.replace(pack)
                 opened = _open(pack)
-            except OSError:
+            except BaseException as error:
                 shutil.rmtree(draft, ignore_errors=True)
+                if not isinstance(error, OSError):
+                    raise
                 return content, _digest(content)
         with suppress(OSError):
             index_draft = index.with_name(f".{index.name}.{os.getpid()}")
@@ -182,7 +187,11 @@ def _fingerprint(source: Source) -> str:
     digest = hashlib.sha256(json.dumps([FORMAT, source.options], sort_keys=True).encode())
     for file in source.files:
         status = file.stat()
-        digest.update(f"{file.absolute()}\0{status.st_size}\0{status.st_mtime_ns}\0".encode("utf-8", "surrogateescape"))
+        digest.update(
+            f"{file.absolute()}\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_ctime_ns}\0".encode(
+                "utf-8", "surrogateescape"
+            )
+        )
     return digest.hexdigest()
 
 

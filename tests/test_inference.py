@@ -94,14 +94,15 @@ def test_files_of_any_size_are_predicted_like_their_pixels(run: Path, shapes_fol
 
 
 def test_a_run_is_evaluated_on_its_own_test_part_or_another_folder(run: Path, shapes_folder: Path, tmp_path: Path):
-    own, _ = evaluate_run(run)
+    own, _, official = evaluate_run(run)
     assert own.confusion.sum() == len(load_data(shapes_folder).test)
+    assert official is None
     assert evaluate_run(run, str(shapes_folder))[0].confusion.tolist() == own.confusion.tolist()
     (tmp_path / "link").symlink_to(shapes_folder)
     for same in (tmp_path / "cwd" / ".." / "shapes", tmp_path / "link"):
         assert evaluate_run(run, str(same))[0].confusion.sum() == own.confusion.sum()
     shutil.copytree(shapes_folder / "down", tmp_path / "other" / "down")
-    other, _ = evaluate_run(run, str(tmp_path / "other"))
+    other, _, _ = evaluate_run(run, str(tmp_path / "other"))
     assert other.confusion.sum(axis=1).tolist() == [0, 12, 0]
     with pytest.raises(DataError, match="classes are not the run's"):
         evaluate_run(run, "digits")

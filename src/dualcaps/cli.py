@@ -139,7 +139,7 @@ class Evaluate:
 
     def run(self) -> None:
         """Evaluate and print."""
-        evaluation, model = evaluate_run(self.trained, self.data, data_dir=self.data_dir, device=self.device)
+        evaluation, model, official = evaluate_run(self.trained, self.data, data_dir=self.data_dir, device=self.device)
         confusion = evaluation.confusion
         if self.json:
             per_class = zip(model.classes, evaluation.precision, evaluation.recall, confusion.sum(axis=1), strict=True)
@@ -147,6 +147,7 @@ class Evaluate:
                 {
                     "accuracy": evaluation.accuracy,
                     "images": int(confusion.sum()),
+                    "official_files": official,
                     "classes": {
                         name: {"precision": _number(precision), "recall": _number(recall), "images": int(images)}
                         for name, precision, recall, images in per_class
@@ -157,7 +158,8 @@ class Evaluate:
             return
         console = _stdout()
         right = int(confusion.trace())
-        console.print(f"accuracy {100 * evaluation.accuracy:.2f} % ({right:,} of {confusion.sum():,} images)\n")
+        console.print(f"accuracy {100 * evaluation.accuracy:.2f} % ({right:,} of {confusion.sum():,} images)")
+        console.print("not the official files\n" if official is False else "")
         console.print(_class_table(model.classes, evaluation.precision, evaluation.recall, confusion))
         if len(model.classes) <= _LARGEST_PRINTED_MATRIX:
             console.print("\nrows: true class, columns: predicted class")

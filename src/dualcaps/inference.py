@@ -154,7 +154,7 @@ def evaluate(model: Network, part: Part, *, precision: Precision = "float32", ba
 
 def evaluate_run(
     run: str | Path, source: str | None = None, *, data_dir: str | Path | None = None, device: str = "auto"
-) -> tuple[Evaluation, Network]:
+) -> tuple[Evaluation, Network, bool | None]:
     """Evaluate a finished run, in the precision it was trained in, on test images.
 
     Args:
@@ -164,12 +164,16 @@ def evaluate_run(
         data_dir: where the files of a named data set are looked for first.
         device: where to compute.
 
+    Returns:
+        The evaluation, the network, and whether the images are a data set's official ones (None
+        where there is no telling).
+
     Raises:
         DataError: the images cannot be found or read, are of other classes, or are not those
             that the run was trained on.
         RunError, ConfigError: as `load_model`.
     """
-    path = Path(run)
+    path, official = Path(run), None
     model = load_model(path, device)
     options = runs.parse(DataOptions, runs.read_config(path).get("data"), path)
     if data_dir is not None:
@@ -182,12 +186,12 @@ def evaluate_run(
                 f"{options.source}: changed since {path} was trained on it, so test images cannot be told from "
                 "training images: put the images to evaluate on into another folder and name that"
             )
-        part = data.test
+        part, official = data.test, data.provenance["official"]
     elif source in DATA_SETS:
         data = load_data(source, data_dir=options.data_dir, image_size=(height, width), channels=channels)
         if data.classes != model.classes:
             raise DataError(f"{source}: its classes are not the run's: {', '.join(model.classes)}")
-        part = data.test
+        part, official = data.test, data.provenance["official"]
     else:
         part = load_labelled(source, model.classes, model.config.image_shape)
-    return evaluate(model, part, precision=runs.read_result(path)["precision"]), model
+    return evaluate(model, part, precision=runs.read_result(path)["precision"]), model, official

@@ -59,7 +59,7 @@ def folder() -> Path:
 
 
 def files(folder: Path) -> list[str]:
-    return [path.name for path in folder.iterdir()] if folder.exists() else []
+    return [path.name for path in folder.glob("[!.]*")]
 
 
 def test_a_whole_file_is_kept_and_not_fetched_twice(address: str, folder: Path):
@@ -67,9 +67,11 @@ def test_a_whole_file_is_kept_and_not_fetched_twice(address: str, folder: Path):
     assert (folder / "coil-20-proc.zip").read_bytes() == CONTENT
     assert files(folder) == ["coil-20-proc.zip"]
     assert download.fetch(data_set("http://127.0.0.1:1")) == folder
+    (folder / "tmpabc").write_bytes(CONTENT[:100])  # what a kill leaves
     (folder / "coil-20-proc.zip").write_bytes(CONTENT[:100])  # half a file that somebody left there
     download.fetch(data_set(f"{address}/whole"))
     assert (folder / "coil-20-proc.zip").read_bytes() == CONTENT
+    assert files(folder) == ["coil-20-proc.zip"]
 
 
 @pytest.mark.parametrize(

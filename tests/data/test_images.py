@@ -95,6 +95,14 @@ def test_a_bomb_is_refused(tmp_path: Path):
             read()
 
 
+def test_a_jpeg_of_endless_scans_is_refused(tmp_path: Path):
+    path = save(Image.effect_noise((64, 64), 50), tmp_path / "x.jpg", progressive=True)
+    assert read_image(path, (1, 8, 8)).shape == (1, 8, 8)
+    path.write_bytes(path.read_bytes() + b"\xff\xda" * 100)
+    with pytest.raises(DataError, match=r"x\.jpg.*more scans than any picture needs"):
+        read_image(path, (1, 8, 8))
+
+
 def test_class_folders_are_listed_with_their_images_alone(tmp_path: Path):
     root = tmp_path / "root"
     for name in ("b/2.png", "b/deeper/1.JPG", "b/notes.txt", "b/.hidden.png", "a/1.png", ".git/x.png", "readme.md"):

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import filelock
+
 from dualcaps.data.catalog import DataSet, Download, cache_folder
 from dualcaps.errors import DataError
 
@@ -21,9 +23,11 @@ def fetch(data_set: DataSet, *, extra: bool = False, quiet: bool = False) -> Pat
         DataError: no address gave a file of the right checksum; the message says what each gave.
     """
     folder = cache_folder() / data_set.folders[0]
-    for download in data_set.downloads:
-        if extra or not download.extra:
-            _fetch_file(download, folder, quiet)
+    folder.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(folder / ".lock"):
+        for download in data_set.downloads:
+            if extra or not download.extra:
+                _fetch_file(download, folder, quiet)
     return folder
 
 
@@ -32,6 +36,8 @@ def _fetch_file(download: Download, folder: Path, quiet: bool) -> None:
     import requests
 
     pooch.get_logger().setLevel("ERROR")
+    for leftover in folder.glob("tmp*"):  # what a kill left of an earlier download
+        leftover.unlink()
     reasons = []
     for address in download.addresses:
         bar = None if quiet else _Bar(f"fetching {download.file}")

@@ -261,6 +261,7 @@ class _CifarUnpickler(pickle._Unpickler):  # pyright: ignore[reportAttributeAcce
 
 
 _LARGEST_MEMBER = 40_000_000  # CIFAR-10's batches have 31 MB
+_LARGEST_TAR_HEADERS = 10_000_000
 
 
 def read_tar(path: Path, wanted: Sequence[str]) -> dict[str, bytes]:
@@ -270,7 +271,7 @@ def read_tar(path: Path, wanted: Sequence[str]) -> dict[str, bytes]:
         DataError: the archive is damaged or holds more than it should.
     """
     found = {}
-    with _unpacked(path) as stream:
+    with _unpacked(path, small=_LARGEST_TAR_HEADERS) as stream:
         try:
             with tarfile.open(fileobj=stream, mode="r|") as archive:  # pyright: ignore[reportCallIssue, reportArgumentType]
                 for member in archive:
@@ -578,17 +579,20 @@ def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, most: int, path: 
 
 
 @contextmanager
-def _unpacked(path: Path) -> Iterator["_Limited"]:
-    """The file's content, unpacked if it is gzipped, and never much more than it can rightly hold."""
+def _unpacked(path: Path, small: int = _SMALL) -> Iterator["_Limited"]:
+    """The file's content, unpacked if it is gzipped, and never much more than it can rightly hold.
+
+    `small` is how many bytes any file may hold, however small it is.
+    """
     try:
         with path.open("rb") as raw:
             packed = raw.read(2) == b"\x1f\x8b"
             raw.seek(0)
             if packed:
                 with gzip.open(raw) as unpacked:
-                    yield _Limited(unpacked, path)
+                    yield _Limited(unpacked, path, small)
             else:
-                yield _Limited(raw, path)
+                yield _Limited(raw, path, small)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{path}: damaged gzip file ({error}): fetch it again") from error
 
@@ -596,10 +600,10 @@ def _unpacked(path: Path) -> Iterator["_Limited"]:
 class _Limited:
     """A stream that ends in a DataError where a small file unpacks to a huge one."""
 
-    def __init__(self, stream: BinaryIO | gzip.GzipFile, path: Path) -> None:
+    def __init__(self, stream: BinaryIO | gzip.GzipFile, path: Path, small: int) -> None:
         self.stream, self.path = stream, path
         self.size = path.stat().st_size
-        self.left = _most_held(self.size)
+        self.left = _most_held(self.size, small)
 
     def read(self, size: int, /) -> bytes:
         if size > self.left:
@@ -609,12 +613,12 @@ class _Limited:
         return content
 
 
-def _most_held(file_size: int) -> int:
-    return max(_SMALL, _MOST_EXPANSION * file_size)
+def _most_held(file_size: int, small: int = _SMALL) -> int:
+    return max(small, _MOST_EXPANSION * file_size)
 
 
 def _bomb(path: Path, size: int) -> NoReturn:
-    raise DataError(f"{path}: its {size:,} bytes claim to hold more than {_most_held(size):,}: not a file to trust")
+    raise DataError(f"{path}: its {size:,} bytes claim to hold far more: not a file to trust")
 
 
 def _sizes(stream: _Stream, kind: str, count: int, path: Path) -> tuple[int, ...]:

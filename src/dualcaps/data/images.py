@@ -21,6 +21,7 @@ _COLOUR_MODES = frozenset({"P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YC
 # Pillow's other formats are not asked for, and some of them start programs.
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 _MOST_PIXELS, _MOST_PIXELS_A_BYTE = 8_000_000, 20
+_MOST_SCANS = 64  # of a progressive JPEG, each decoded over the whole picture
 
 
 def list_classes(folder: Path) -> dict[str, list[Path]]:
@@ -166,11 +167,12 @@ def _name(image: Encoded, container: str, number: int | None = None) -> str:
 def _opened(image_file: Encoded, name: str) -> Iterator[Image.Image]:
     """The image, opened; whatever goes wrong with it becomes a DataError that names the file."""
     try:
-        stream = io.BytesIO(image_file) if isinstance(image_file, bytes) else image_file
-        with Image.open(stream, formats=_FORMATS) as image:
-            file_size = len(image_file) if isinstance(image_file, bytes) else image_file.stat().st_size
-            if image.width * image.height > max(_MOST_PIXELS, _MOST_PIXELS_A_BYTE * file_size):
-                raise ValueError(f"{image.width}x{image.height} pixels in {file_size:,} bytes: not a file to trust")
+        content = image_file if isinstance(image_file, bytes) else image_file.read_bytes()
+        with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+            if image.width * image.height > max(_MOST_PIXELS, _MOST_PIXELS_A_BYTE * len(content)):
+                raise ValueError(f"{image.width}x{image.height} pixels in {len(content):,} bytes: not a file to trust")
+            if image.format == "JPEG" and content.count(b"\xff\xda") > _MOST_SCANS:
+                raise ValueError("more scans than any picture needs: not a file to trust")
             yield image
     except FileNotFoundError as error:
         raise DataError(f"{name}: no such file") from error

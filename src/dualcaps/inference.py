@@ -88,13 +88,12 @@ def load_model(run: str | Path, device: str = "auto") -> Network:
     path = Path(run)
     config = runs.read_config(path)
     runs.read_result(path)
-    model = build_model(runs.parse(ModelConfig, config.get("model"), path))
-    names = config.get("classes")
-    if not isinstance(names, list) or len(names) != model.config.num_classes:
+    model = build_model(runs.parse(ModelConfig, config["model"], path))
+    if len(config["classes"]) != model.config.num_classes:
         raise RunError(
             f"{path / runs.CONFIG}: holds no class names for {model.config.num_classes} classes: train again"
         )
-    model.classes = tuple(names)
+    model.classes = tuple(config["classes"])
     try:
         model.load_state_dict(runs.read_weights(path))
     except RuntimeError as error:
@@ -175,7 +174,7 @@ def evaluate_run(
     """
     path, official = Path(run), None
     model = load_model(path, device)
-    options = runs.parse(DataOptions, runs.read_config(path).get("data"), path)
+    options = runs.parse(DataOptions, runs.read_config(path)["data"], path)
     if data_dir is not None:
         options = dataclasses.replace(options, data_dir=os.fspath(data_dir))
     channels, height, width = model.config.image_shape

@@ -176,6 +176,8 @@ def test_what_is_wrong_with_a_cifar_batch_is_said(content: bytes, said: str):
         ({b"data": np.zeros((2, 3072), np.uint8), b"labels": [1, 2, 3]}, r"data of shape \(2, 3072\) for 3 labels"),
         ({b"data": np.zeros((2, 3072), np.uint8), b"labels": [1, -2]}, "labels that are no class numbers"),
         ({b"data": np.zeros((2, 3072)), b"labels": [1, 2]}, "an array that is not of bytes|which no batch"),
+        ({b"data": np.zeros((2, 6144), np.uint8), b"labels": [1, 2]}, "not of the shape of CIFAR-10's"),
+        ({b"data": np.zeros((1,) * 30, np.uint8), b"labels": [1, 2]}, "not of the shape of CIFAR-10's"),
     ],
 )
 def test_what_is_wrong_with_a_cifar_pickle_is_said(batch: object, said: str):

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -206,16 +207,19 @@ def load_labelled(source: str | Path, classes: tuple[str, ...], image_shape: tup
     if root.is_file():
         channels, height, width = image_shape
         content = own_source(root, DataOptions(str(root), image_size=(height, width), channels=channels)).read()
-        if unknown := sorted(set(content.classes) - set(classes)):
-            raise DataError(f"{root}: class {unknown[0]!r} is not one of the run's: {', '.join(classes)}")
+        _check_known(content.classes, classes, root)
         numbers = np.array([classes.index(name) for name in content.classes])
         images, labels = content.parts.get("test", content.parts["train"])
         return _part(images.repeat(channels // images.shape[1], axis=1), numbers[labels])
     root = part_folders(root).get("test", root)
     by_class = list_classes(root)
-    if unknown := sorted(set(by_class) - set(classes)):
-        raise DataError(f"{root}: class {unknown[0]!r} is not one of the run's: {', '.join(classes)}")
+    _check_known(by_class, classes, root)
     return _part(*read_labelled(by_class, classes, image_shape))
+
+
+def _check_known(found: Iterable[str], classes: tuple[str, ...], root: Path) -> None:
+    if unknown := sorted(set(found) - set(classes)):
+        raise DataError(f"{root}: class {unknown[0]!r} is not one of the run's: {', '.join(classes)}")
 
 
 def unknown_source(source: str) -> DataError:

@@ -197,11 +197,11 @@ class _PickledArray:
 
     def bytes_of_shape(self, name: str) -> np.ndarray:
         match self.state:
-            case (_, tuple(shape), _PickledType(code=b"u1" | "u1"), fortran, bytes(raw)) if all(
-                type(size) is int and size >= 0 for size in shape
-            ) and math.prod(shape) == len(raw):
+            case (_, (int(rows), int(columns)) as shape, _PickledType(code=b"u1" | "u1"), fortran, bytes(raw)) if (
+                rows >= 0 and columns == CIFAR_RECORD - 1 and rows * columns == len(raw)
+            ):
                 return np.frombuffer(raw, np.uint8).reshape(shape, order="F" if fortran else "C")
-        raise DataError(f"{name}: an array that is not of bytes, or not of its own shape")
+        raise DataError(f"{name}: an array that is not of bytes, or not of the shape of CIFAR-10's")
 
 
 class _PickledType:

@@ -104,8 +104,7 @@ def _pack(source: Source, cache: Path) -> tuple[Content, str]:
     try:
         for folder in (pack.parent, index.parent):
             folder.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(pack.parent / f".{key}.lock")
-        lock.acquire()
+        lock = filelock.FileLock(pack.parent / f".{key}.lock").acquire()
     except OSError as error:
         raise _CacheError from error
     with lock:

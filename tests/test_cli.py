@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -178,6 +179,10 @@ def test_the_help_of_training_shows_defaults(run_cli: Callable):
     said = run_cli("train", "--help").out
     for text in ("(default: digits)", "(default: da-capsnet)", "(default: 100)", "(default: 0.001)"):
         assert text in said
+
+
+def test_the_version_is_printed(run_cli: Callable):
+    assert run_cli("--version").out == f"dualcaps {metadata.version('dualcaps')}\n"
 
 
 def test_the_module_runs_too():

@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,9 +20,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from dualcaps.data import DATA_SETS, ImageData, check_data, data_state, get_data, load_data
-from dualcaps.data.catalog import Split
-from dualcaps.data.images import list_images
+from dualcaps.data import DATA_SETS, ImageData, Split, check_data, data_state, get_data, list_images, load_data
 from dualcaps.errors import DataError, DualcapsError
 from dualcaps.explain import contact_sheet
 from dualcaps.inference import evaluate_run, load_model, predict_files
@@ -84,7 +83,7 @@ class Reading:
 class Train:
     """Train a network and keep the run in a folder."""
 
-    data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATA")] = "digits"
+    data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="[DATA]")] = "digits"
     """A data set's name; a folder with a sub-folder of images for each class; a .npz or Parquet file."""
     model: str = "da-capsnet"
     """The network; `dualcaps models` lists them."""
@@ -103,10 +102,11 @@ class Train:
         model = create_model(self.model, data.image_shape, len(data.classes), **self._switches())
         result = fit(model, data, self.training, out=self.out, resume=self.resume)
         selected_on = "test" if self.training.protocol == "paper" else "validation"
+        epochs = len(result.history)
         for name, value in (
             ("test accuracy", f"{100 * result.test_accuracy:.2f} % of {len(data.test):,} images"),
             ("selected", f"epoch {result.selected_epoch}, {selected_on} {100 * result.selection_accuracy:.2f} %"),
-            ("trained", f"{len(result.history)} epochs, {sum(line['seconds'] for line in result.history):.0f} s"),
+            ("trained", f"{epochs} epoch{'s' * (epochs > 1)}, {sum(line['seconds'] for line in result.history):.0f} s"),
             ("run", str(result.run)),
             ("pictures", ", ".join(path.name for path in sorted(result.run.glob("*.png")))),
         ):
@@ -128,7 +128,7 @@ class Evaluate:
 
     trained: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """The folder of a finished run."""
-    data: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="DATA")] = None
+    data: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="[DATA]")] = None
     """A data set's name or your own images; by default the run's own test images."""
     data_dir: Path | None = None
     """Folder to look into first for the files of a named data set."""
@@ -268,8 +268,7 @@ class DataCheck:
 
     def run(self) -> None:
         """Read and print."""
-        files = check_data(self.name, **vars(self.reading))
-        data = self.reading.load(self.name)
+        data, files = check_data(self.name, **vars(self.reading))
         console = _stdout()
         channels, height, width = data.image_shape
         console.print(
@@ -354,6 +353,9 @@ _Command = (
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exits with 2 and one line on standard error for a user's mistake."""
     warnings.filterwarnings("ignore", module="PIL")  # what matters of a damaged image becomes an error
+    if (sys.argv[1:] if arguments is None else list(arguments)) == ["--version"]:
+        print(f"dualcaps {metadata.version('dualcaps')}")
+        return
     try:
         _parse(arguments).run()
     except DualcapsError as error:

@@ -28,7 +28,7 @@ def test_damaged_files_are_refused_or_read(kind: str, tmp_path: Path):
     refused = 0
     for number in range(150):
         dice = random.Random(f"{kind} {number}")
-        refused += corpus.attack(dice.choice(corpus.seeds_of(kind)), dice, tmp_path / "attacked")
+        refused += corpus.attack(dice.choice(corpus.seeds_of(kind)), dice, tmp_path / "attacked")[0]
     assert refused > 75
 
 
@@ -326,7 +326,7 @@ def test_files_made_to_hurt_are_refused_at_once(kind: str, tmp_path: Path):
     make, read = CRAFTED[kind]
     path = tmp_path / "crafted"
     path.write_bytes(make())
-    started, before = time.monotonic(), corpus.peak_megabytes()
+    started, before = time.monotonic(), corpus.reset_peak()
     with pytest.raises(DataError, match="crafted"):
         read(path)
     assert time.monotonic() - started < corpus.MOST_SECONDS

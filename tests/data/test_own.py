@@ -60,6 +60,7 @@ def test_parquet_file_and_folder(tmp_path: Path):
     (folder / "test-00000-of-00001.parquet").rename(folder.parent / "test" / "0000.parquet")
     assert load_data(tmp_path / "hub").provenance["images"] == data.provenance["images"]
     single = load_data(folder / "train-00000-of-00002.parquet", image_size=(12, 12))
+    assert len(load_labelled(tmp_path / "hub", ("0", "1"), (1, 8, 8))) == 6
     assert single.image_shape == (1, 12, 12)
     assert torch.bincount(single.test.labels).tolist() == [1, 1]
 

@@ -110,6 +110,20 @@ def test_a_cache_that_cannot_be_written_is_done_without(file: Path, tmp_path: Pa
     assert not [path for path in (tmp_path / "cache" / "packs").iterdir() if path.is_dir()]
 
 
+def test_packs_that_nobody_opens_go_when_another_is_made(file: Path, tmp_path: Path):
+    cache = tmp_path / "cache"
+    sources = [Source([file], {"n": n}, make_source(file).read) for n in range(4)]
+    for source in sources[:3]:
+        pack.load_packed(source, cache)
+    long_ago = time.time() - 100 * 24 * 3600
+    for path in cache.glob("*/*"):
+        os.utime(path, (long_ago, long_ago))
+    pack.load_packed(sources[2], cache)  # opened, so in use
+    pack.load_packed(sources[3], cache)
+    assert [pack.peek(source, cache) is not None for source in sources] == [False, False, True, True]
+    assert len(list(cache.glob("packs/[!.]*"))) == len(list(cache.glob("index/*"))) == 2
+
+
 PROGRAM = """
 import sys, hashlib
 from dualcaps import load_data

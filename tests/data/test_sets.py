@@ -200,7 +200,9 @@ def test_states_and_checks_tell_official_files_from_others(tmp_path: Path):
     assert data_state("svhn", root) == f"{tmp_path / 'svhn'} (not checked yet)"
     load_data("svhn", data_dir=root)
     assert data_state("svhn", root) == f"{tmp_path / 'svhn'} (not official)"
-    assert [file.verdict for file in check_data("svhn", data_dir=root)] == ["not official"] * 2
+    data, files = check_data("svhn", data_dir=root)
+    assert [file.verdict for file in files] == ["not official"] * 2
+    assert data.provenance == load_data("svhn", data_dir=root).provenance
     assert data_state("mnist", root) == "not found"
     assert data_state("digits").startswith("embedded")
     (tmp_path / "svhn" / "test_32x32.mat").write_bytes(b"damaged")

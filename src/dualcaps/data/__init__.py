@@ -17,17 +17,18 @@ from dualcaps.data.catalog import DATA_SETS as DATA_SETS
 from dualcaps.data.catalog import DataOptions as DataOptions
 from dualcaps.data.catalog import (
     DataSet,
-    Split,
     cache_folder,
     checksum,
     find_files,
     is_official,
     missing,
 )
+from dualcaps.data.catalog import Split as Split
 from dualcaps.data.download import fetch
 from dualcaps.data.images import list_classes
-from dualcaps.data.own import own_source, part_folders, read_labelled
-from dualcaps.data.pack import Content, Source, load_packed, peek
+from dualcaps.data.images import list_images as list_images
+from dualcaps.data.own import list_parquet, own_source, part_folders, read_labelled
+from dualcaps.data.pack import Content, Source, hash_content, load_packed, peek
 from dualcaps.data.pipeline import Augmentation as Augmentation
 from dualcaps.data.pipeline import Part as Part
 from dualcaps.errors import DataError
@@ -104,10 +105,15 @@ def load_data(
         objects=objects,
         extra=extra,
     )
-    data_set = DATA_SETS.get(options.source)
     images, found = _find(options)
-    wanted_channels = options.channels or (data_set.channels if data_set else None)
     content, sha256 = load_packed(images, cache_folder())
+    return _image_data(options, content, sha256, found)
+
+
+def _image_data(options: DataOptions, content: Content, sha256: str, found: str) -> ImageData:
+    """What was read, split and brought to the channels that the networks take."""
+    data_set = DATA_SETS.get(options.source)
+    wanted_channels = options.channels or (data_set.channels if data_set else None)
     parts = _split(content, options)
     if wanted_channels == 3 and content.parts["train"][0].shape[1] == 1:
         parts = {part: Part(data.images.expand(-1, 3, -1, -1), data.labels) for part, data in parts.items()}
@@ -136,29 +142,25 @@ class CheckedFile(NamedTuple):
     verdict: Literal["official", "not official", "own"]
 
 
-def check_data(source: str | Path, **options: Any) -> list[CheckedFile]:
+def check_data(source: str | Path, **options: Any) -> tuple[ImageData, list[CheckedFile]]:
     """Read all of a data set anew, whatever is in the cache, and compare its files' checksums.
 
-    Takes what `load_data` takes; fetches nothing.
+    Takes what `load_data` takes; fetches nothing and leaves the cache alone.
 
     Raises:
         DataError: as `load_data`.
     """
     checked = _options(source, **options)
-    images, _ = _find(checked, download=False)
-    images.read()
-    return [
-        CheckedFile(
-            path,
-            checksum(path),
-            "own"
-            if checked.source not in DATA_SETS
-            else "official"
-            if is_official(checked.source, path)
-            else "not official",
-        )
-        for path in images.files
-    ]
+    images, found = _find(checked, download=False)
+    content = images.read()
+
+    def verdict(path: Path) -> Literal["official", "not official", "own"]:
+        if checked.source not in DATA_SETS:
+            return "own"
+        return "official" if is_official(checked.source, path) else "not official"
+
+    files = [CheckedFile(path, checksum(path), verdict(path)) for path in images.files]
+    return _image_data(checked, content, hash_content(content), found), files
 
 
 def data_state(name: str, data_dir: str | Path | None = None) -> str:
@@ -204,7 +206,7 @@ def load_labelled(source: str | Path, classes: tuple[str, ...], image_shape: tup
     root = Path(source)
     if not root.exists():
         raise unknown_source(str(source))
-    if root.is_file():
+    if root.is_file() or list_parquet(root):
         channels, height, width = image_shape
         content = own_source(root, DataOptions(str(root), image_size=(height, width), channels=channels)).read()
         _check_known(content.classes, classes, root)
@@ -287,12 +289,11 @@ def _named_source(data_set: DataSet, options: DataOptions, download: bool) -> tu
     if found is None:
         raise missing(data_set, options)
     paths, layout = found
-    listed = [path.parent if path.suffix == ".png" else path for path in paths]
-    files = [file for path in listed for file in (sorted(path.glob("*.png")) if path.is_dir() else [path])]
+    files = found.all_files()
 
     def read_files() -> Content:
         parts = layout.read(paths, wanted)
-        classes = data_set.classes[: options.objects or 10] if data_set.name == "coil-20" else data_set.classes
+        classes = data_set.classes_of(options)
         for part, (_, labels) in parts.items():
             if not len(labels):
                 raise DataError(f"{paths[0].parent}: no images in the {part} part: fetch the files again")
@@ -337,7 +338,10 @@ def _split(content: Content, options: DataOptions) -> dict[str, Part]:
         if part not in parts and fraction is not None:
             images, labels = parts["train"]
             together = 2 if options.camera == "both" else 1  # the two pictures of a stereo pair
-            chosen = stratified_split(labels[::together], fraction, options.split_seed, content.classes)
+            try:
+                chosen = stratified_split(labels[::together], fraction, options.split_seed, content.classes)
+            except DataError as error:
+                raise DataError(f"{options.source}: {error}") from error
             kept, held = ((which[:, None] * together + np.arange(together)).ravel() for which in chosen)
             parts["train"], parts[part] = (images[kept], labels[kept]), (images[held], labels[held])
     return {part: _part(*parts[part]) for part in ("train", "validation", "test")}

@@ -122,6 +122,10 @@ class DataSet:
     splits: tuple[Split, ...] = ("official",)
     options: frozenset[str] = field(default_factory=frozenset)
 
+    def classes_of(self, options: DataOptions) -> tuple[str, ...]:
+        """The classes that these options ask for, where they ask for some of them only."""
+        return self.classes[: options.objects or 10] if "objects" in self.options else self.classes
+
 
 def _read_digits(_paths: Sequence[Path], options: DataOptions) -> Labelled:
     import sklearn.datasets  # takes a second to import
@@ -471,6 +475,11 @@ class Found(NamedTuple):
 
     paths: tuple[Path, ...]
     layout: Layout
+
+    def all_files(self) -> list[Path]:
+        """Every file that reading opens: a folder, or one picture of it, stands for all its pictures."""
+        places = [path.parent if path.suffix == ".png" else path for path in self.paths]
+        return [file for path in places for file in (sorted(path.glob("*.png")) if path.is_dir() else [path])]
 
 
 def cache_folder() -> Path:

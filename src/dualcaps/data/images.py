@@ -3,14 +3,15 @@
 import io
 import os
 import struct
+import threading
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from dualcaps.errors import DataError
 
@@ -18,9 +19,23 @@ IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".
 
 _COLOUR_MODES = frozenset({"P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "LAB", "HSV"})
 
+_ORIENTATION = 0x0112  # the EXIF tag that says how the camera was held
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SIDEWAYS = {_TURNS[number] for number in (5, 6, 7, 8)}
+
 # Pillow's other formats are not asked for, and some of them start programs.
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
-_MOST_PIXELS, _MOST_PIXELS_A_BYTE = 8_000_000, 20
+_MOST_BYTES = 190_000_000  # that decoding may take over the file's own size
+_LARGE_BYTES = 100_000_000  # pictures that take more are decoded one at a time
+_one_large_picture = threading.Lock()
 _MOST_SCANS = 64  # of a progressive JPEG, each decoded over the whole picture
 
 
@@ -71,11 +86,10 @@ def inspect_images(images: Sequence[Encoded], name: str = "") -> tuple[set[tuple
 
     def header(number: int) -> tuple[tuple[int, int], bool]:
         with _opened(images[number], _name(images[number], name, number)) as image:
-            turned = image.getexif().get(0x0112) in (5, 6, 7, 8)  # EXIF orientations that swap the sides
-            size = image.size if turned else (image.height, image.width)
+            size = image.size if _turn(image) in _SIDEWAYS else (image.height, image.width)
             return size, image.mode in _COLOUR_MODES
 
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         headers = list(pool.map(header, range(len(images))))
     return {size for size, _ in headers}, any(colour for _, colour in headers)
 
@@ -91,7 +105,7 @@ def read_images(images: Sequence[Encoded], shape: tuple[int, int, int], name: st
     def decode(number: int) -> None:
         pixels[number] = read_image(images[number], shape, _name(images[number], name, number))
 
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         for _ in pool.map(decode, range(len(images))):
             pass
     return pixels
@@ -102,7 +116,8 @@ def read_image(image_file: Encoded, shape: tuple[int, int, int], name: str | Non
 
     The EXIF rotation is applied, transparency becomes white, 16-bit grey loses its low byte;
     colour becomes grey by luminance where one channel is asked for. Images are stretched to the
-    size as `resize` does.
+    size as `resize` does; a JPEG at least four times larger is decoded at a half, a quarter or an
+    eighth of its size first.
 
     Args:
         image_file: its path or content.
@@ -113,19 +128,54 @@ def read_image(image_file: Encoded, shape: tuple[int, int, int], name: str | Non
         DataError: no image that can be read.
     """
     name = name or _name(image_file, "image")
-    with _opened(image_file, name) as opened:
-        image = ImageOps.exif_transpose(opened)
-        image.load()
+    with _opened(image_file, name) as image, _room_for(image, shape):
+        return _read(image, shape, name)
+
+
+@contextmanager
+def _room_for(image: Image.Image, shape: tuple[int, int, int]) -> Iterator[None]:
+    """Memory to decode an opened image in; large ones wait for each other."""
+    needed = 6 * image.width * image.height if image.info.get("progressive") else 0
+    longest = max(shape[1:])
+    image.draft(None, (2 * longest, 2 * longest))
+    plain = image.mode in ("L", "RGB") and not image.has_transparency_data
+    needed += (16 if image.format == "WEBP" else 4 if plain else 8) * image.width * image.height
+    if needed > _MOST_BYTES + image.info["bytes"]:
+        raise ValueError(f"{image.width}x{image.height} pixels take {needed / 1e6:,.0f} MB to decode: shrink it")
+    with _one_large_picture if needed > _LARGE_BYTES else nullcontext():
+        try:
+            yield
+        finally:
+            image.close()  # gives the pixels back before the next one is let in
+
+
+def _read(image: Image.Image, shape: tuple[int, int, int], name: str) -> np.ndarray:
+    image.load()
+    turn = _turn(image)
+    size = (shape[2], shape[1]) if turn in _SIDEWAYS else shape[1:]
     if image.mode == "F":
         raise DataError(f"{name}: images of floating-point numbers are not read: convert it to 8 or 16 bits")
     if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image).clip(0, 0xFFFF) >> 8).astype(np.uint8))
     if image.has_transparency_data:
-        image = image.convert("RGBA")
+        image = _resized(_in_mode(image, "RGBA"), size)
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     if image.mode not in ("1", "L", "LA"):
-        image = image.convert("RGB")  # some modes have no way to grey but this
-    return _to_array(_resized(image.convert("L" if shape[0] == 1 else "RGB"), shape[1:]))
+        image = _in_mode(image, "RGB")  # some modes have no way to grey but this
+    grey = shape[0] == 1 or image.mode != "RGB"
+    image = _in_mode(_resized(_in_mode(image, "L") if grey else image, size), "L" if shape[0] == 1 else "RGB")
+    return _to_array(image.transpose(turn) if turn is not None else image)
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """How the EXIF data say to turn the picture."""
+    if image.format == "PNG" and "exif" not in image.info:  # asked for it, Pillow would decode the picture
+        return None
+    return _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+
+
+def _in_mode(image: Image.Image, mode: str) -> Image.Image:
+    return image if image.mode == mode else image.convert(mode)
 
 
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -169,8 +219,7 @@ def _opened(image_file: Encoded, name: str) -> Iterator[Image.Image]:
     try:
         content = image_file if isinstance(image_file, bytes) else image_file.read_bytes()
         with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
-            if image.width * image.height > max(_MOST_PIXELS, _MOST_PIXELS_A_BYTE * len(content)):
-                raise ValueError(f"{image.width}x{image.height} pixels in {len(content):,} bytes: not a file to trust")
+            image.info["bytes"] = len(content)
             if image.format == "JPEG" and content.count(b"\xff\xda") > _MOST_SCANS:
                 raise ValueError("more scans than any picture needs: not a file to trust")
             yield image

@@ -37,7 +37,7 @@ def own_source(path: Path, options: DataOptions) -> Source:
         return Source([path], _relevant(options), lambda: _read_parquet({"train": [path]}, options))
     if path.is_file():
         raise DataError(f"{path}: neither a folder nor a .npz or .parquet file")
-    if parquet := sorted(file for pattern in ("*.parquet", "*/*.parquet") for file in path.glob(pattern)):
+    if parquet := list_parquet(path):
         parts: dict[str, list[Path]] = {}
         for file in parquet:
             parts.setdefault(_part_of(file, path) if len(parquet) > 1 else "train", []).append(file)
@@ -55,9 +55,14 @@ def own_source(path: Path, options: DataOptions) -> Source:
     return Source(files, _relevant(options), lambda: _read_folder(listed, classes, options))
 
 
+def list_parquet(folder: Path) -> list[Path]:
+    """The Parquet files of a folder and of its sub-folders, sorted."""
+    return sorted(file for pattern in ("*.parquet", "*/*.parquet") for file in folder.glob(pattern))
+
+
 def _part_of(file: Path, root: Path) -> str:
     """The part that a Parquet file belongs to, by its folder's name or a word of its own."""
-    words = [*file.relative_to(root).parts[:-1][-1:], *re.split(r"[-_.]", file.stem)]
+    words = [*file.relative_to(root).parent.parts, *re.split(r"[-_.]", file.stem)]
     parts = {part for word in words if (part := _PART_NAMES.get(word.lower()))}
     if len(parts) != 1:
         raise DataError(f"{file}: its name does not tell train, validation or test: name it like train-….parquet")

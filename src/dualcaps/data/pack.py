@@ -5,13 +5,14 @@
 
 The key is a hash of the files' content and the options, so files that were moved or touched are
 hashed again but not packed again. A pack appears by a rename, complete, or not at all; one
-process at a time writes it.
+process at a time writes it. Packs that were not opened for 90 days are removed.
 """
 
 import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,9 +22,11 @@ from typing import Any, NamedTuple
 import filelock
 import numpy as np
 
-FORMAT = 1
+FORMAT = 2
 """Version of the packs' layout and of how images are read; a change makes all older packs unused."""
 
+
+_KEPT_SECONDS = 90 * 24 * 3600  # a pack that nobody opened for so long goes when another is made
 
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError)  # what a missing or damaged pack can raise
 
@@ -73,7 +76,7 @@ def load_packed(source: Source, cache: Path) -> tuple[Content, str]:
         return _pack(source, cache)
     except _CacheError:
         content = source.read()
-        return content, _digest(content)
+        return content, hash_content(content)
 
 
 def peek(source: Source, cache: Path) -> Content | None:
@@ -84,9 +87,13 @@ def peek(source: Source, cache: Path) -> Content | None:
 
 def _mapped(source: Source, cache: Path) -> tuple[Content, str] | None:
     try:
-        return _open(cache / "packs" / json.loads(_index(source, cache).read_text())["pack"])
+        pack = cache / "packs" / json.loads(_index(source, cache).read_text())["pack"]
+        opened = _open(pack)
     except _UNREADABLE:
         return None  # never packed, or damaged
+    with suppress(OSError):
+        os.utime(pack)
+    return opened
 
 
 def _index(source: Source, cache: Path) -> Path:
@@ -114,7 +121,7 @@ def _pack(source: Source, cache: Path) -> tuple[Content, str]:
         if opened is None:
             content = source.read()
             if _index(source, cache) != index:  # replaced while it was read
-                return content, _digest(content)
+                return content, hash_content(content)
             try:
                 for leftover in (draft, pack):
                     if leftover.exists():
@@ -122,16 +129,29 @@ def _pack(source: Source, cache: Path) -> tuple[Content, str]:
                 _write(draft, content)
                 draft.replace(pack)
                 opened = _open(pack)
+                _remove_unused(cache)
             except BaseException as error:
                 shutil.rmtree(draft, ignore_errors=True)
                 if not isinstance(error, OSError):
                     raise
-                return content, _digest(content)
+                return content, hash_content(content)
         with suppress(OSError):
             index_draft = index.with_name(f".{index.name}.{os.getpid()}")
             index_draft.write_text(json.dumps({"pack": key}))
             index_draft.replace(index)
     return opened
+
+
+def _remove_unused(cache: Path) -> None:
+    """Remove packs and drafts that were left alone for long, with what belongs to them."""
+    oldest = time.time() - _KEPT_SECONDS
+    with suppress(OSError):
+        for path in (cache / "packs").iterdir():
+            if path.stat().st_mtime < oldest:
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+        for path in (cache / "index").iterdir():
+            if path.stat().st_mtime < oldest and not (cache / "packs" / json.loads(path.read_text())["pack"]).exists():
+                path.unlink(missing_ok=True)
 
 
 def _write(folder: Path, content: Content) -> None:
@@ -149,7 +169,7 @@ def _write(folder: Path, content: Content) -> None:
         "parts": shapes,
         "classes": content.classes,
         "official": content.official,
-        "sha256": _digest(content),
+        "sha256": hash_content(content),
     }
     with (folder / "meta.json").open("w") as file:
         json.dump(meta, file)
@@ -172,7 +192,8 @@ def _open(folder: Path) -> tuple[Content, str]:
     return Content(parts, tuple(meta["classes"]), meta["official"]), meta["sha256"]
 
 
-def _digest(content: Content) -> str:
+def hash_content(content: Content) -> str:
+    """SHA-256 of the arrays and class names."""
     digest = hashlib.sha256(json.dumps(content.classes).encode())
     for part, (images, labels) in sorted(content.parts.items()):
         digest.update(json.dumps([part, images.shape]).encode())

@@ -20,6 +20,10 @@ class Part:
     images: UInt8[Tensor, "count channels height width"]
     labels: Int[Tensor, "count"]
 
+    def __repr__(self) -> str:
+        channels, height, width = self.images.shape[1:]
+        return f"Part({len(self):,} images, {height}x{width}x{channels})"
+
     def __len__(self) -> int:
         return len(self.labels)
 

@@ -1,9 +1,19 @@
 """Shared fixtures; shapes and types are checked at run time in tests only."""
 
+import os
+
+import torch
 from jaxtyping import install_import_hook
 
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before the kernels are imported
+
 install_import_hook(
-    ["dualcaps.routing", "dualcaps.nn", "dualcaps.losses", "dualcaps.data.pipeline"],
+    [
+        # Not routing as a whole: Triton's interpreter reads its kernels' source, and finds no decorated ones.
+        *(f"dualcaps.routing.{module}" for module in ("eager", "implicit", "reference")),
+        *("dualcaps.nn", "dualcaps.losses", "dualcaps.data.pipeline"),
+    ],
     "beartype.beartype",
 )
 
@@ -14,7 +24,6 @@ from typing import NamedTuple  # noqa: E402
 import hypothesis  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
-import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from dualcaps import DataError, cli  # noqa: E402

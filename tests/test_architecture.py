@@ -20,7 +20,8 @@ ALLOWED = {
     "models": {"nn", "routing", "errors"},
     "inference": {"models", "data", "runs", "errors"},
     "explain": {"models", "data", "plots"},
-    "train": {"models", "losses", "data", "runs", "inference", "explain", "plots", "errors"},
+    "step": {"models", "losses"},
+    "train": {"step", "models", "data", "runs", "inference", "explain", "plots", "errors"},
     "cli": {"train", "inference", "explain", "models", "data", "runs", "plots", "errors"},
     "__main__": {"cli"},
 }

@@ -2,7 +2,9 @@
 
 import dataclasses
 import os
+from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,6 +13,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
+from torch.func import functional_call
 
 from dualcaps import runs
 from dualcaps.data import DATA_SETS, DataOptions, load_data, load_labelled
@@ -18,6 +21,8 @@ from dualcaps.data.images import read_images
 from dualcaps.data.pipeline import Part, to_float
 from dualcaps.errors import ConfigError, DataError, RunError
 from dualcaps.models import ModelConfig, Network, build_model
+
+_BATCHES_READ_AHEAD = 3
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -107,7 +112,7 @@ def predict(
     images: UInt8[Tensor, "count channels height width"],
     *,
     precision: Precision = "float32",
-    batch_size: int = 256,
+    batch_size: int | None = None,
 ) -> Float[Tensor, "count classes"]:
     """The length of each class's capsule for each image, on the CPU.
 
@@ -115,35 +120,61 @@ def predict(
         model: the network, on any device; it is left in evaluation mode.
         images: values 0 to 255, in the shape that the network was built for.
         precision: the number type of the layers; routing is always float32.
-        batch_size: images at a time; it does not change the answers.
+        batch_size: images at a time; it does not change the answers. Without, what the device is
+            fastest with.
 
     Raises:
         ModelError: images of another shape.
     """
     model.eval()
     device = next(model.parameters()).device
-    lengths = []
-    for batch in images.split(batch_size):
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-            lengths.append(model(to_float(batch.to(device))).lengths.float())
+    # Rounded once; autocast would round the weights again for each batch.
+    number_type = getattr(torch, precision)
+    weights = {name: weight.to(number_type) for name, weight in model.state_dict().items()}
+    lengths = [
+        functional_call(model, weights, to_float(batch.to(device)).to(number_type)).lengths.float()
+        for batch in images.split(batch_size or _batch_size(device))
+    ]
     return torch.cat(lengths).cpu()
 
 
+def _batch_size(device: torch.device) -> int:
+    return 64 if device.type == "cpu" else 1024  # on the CPU what stays in its caches
+
+
 def predict_files(
-    model: Network, paths: Sequence[Path], *, precision: Precision = "float32", batch_size: int = 256
+    model: Network, paths: Sequence[Path], *, precision: Precision = "float32", batch_size: int | None = None
 ) -> Float[Tensor, "count classes"]:
     """`predict` for image files of any size and mode, brought to the network's shape.
+
+    While the network sees one batch the next ones are read.
 
     Raises:
         DataError: a file that is no image that can be read.
     """
-    shape = model.config.image_shape
-    batches = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]
-    read = (torch.from_numpy(read_images(batch, shape)) for batch in batches)
-    return torch.cat([predict(model, images, precision=precision) for images in read])
+    device = next(model.parameters()).device
+    size = batch_size or _batch_size(device)
+    batches = [paths[start : start + size] for start in range(0, len(paths), size)]
+    answers = []
+    with ThreadPoolExecutor(1) as reader:
+        coming = deque(
+            reader.submit(read_images, batch, model.config.image_shape) for batch in batches[:_BATCHES_READ_AHEAD]
+        )
+        try:
+            for number in range(len(batches)):
+                images = torch.from_numpy(coming.popleft().result())
+                if number + _BATCHES_READ_AHEAD < len(batches):
+                    following = batches[number + _BATCHES_READ_AHEAD]
+                    coming.append(reader.submit(read_images, following, model.config.image_shape))
+                answers.append(predict(model, images, precision=precision, batch_size=size))
+        finally:
+            reader.shutdown(cancel_futures=True)  # after an error nothing is waited for
+    return torch.cat(answers)
 
 
-def evaluate(model: Network, part: Part, *, precision: Precision = "float32", batch_size: int = 256) -> Evaluation:
+def evaluate(
+    model: Network, part: Part, *, precision: Precision = "float32", batch_size: int | None = None
+) -> Evaluation:
     """Predict the images of a part and count; see `predict` for the arguments."""
     predicted = predict(model, part.images, precision=precision, batch_size=batch_size).argmax(dim=1)
     classes = model.config.num_classes

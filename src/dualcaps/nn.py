@@ -16,28 +16,11 @@ CapsAttentionKind = Literal["element", "capsule", "shared"]
 
 def glorot_conv(inputs: int, outputs: int, kernel: int, *, stride: int = 1, padding: int | str = 0) -> nn.Conv2d:
     """A square 2-D convolution with bias, initialised as in Keras."""
-    kind = OneChannelConv if inputs == 1 and stride == 1 and padding == 0 and kernel <= 3 else nn.Conv2d
-    layer = kind(inputs, outputs, kernel, stride=stride, padding=padding)
+    layer = nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=padding)
     nn.init.xavier_uniform_(layer.weight)
     assert layer.bias is not None
     nn.init.zeros_(layer.bias)
     return layer
-
-
-class OneChannelConv(nn.Conv2d):
-    """A convolution of grey images, without padding, as a product of patches where that is faster.
-
-    That is in compiled code on the CPU: with one channel oneDNN's convolution spends most of its
-    time on copies.
-    """
-
-    def forward(self, input: Float[Tensor, "batch 1 height width"]) -> Float[Tensor, "batch channels rows columns"]:
-        """Convolve as `torch.nn.Conv2d` does."""
-        if input.device.type != "cpu" or not torch.compiler.is_compiling():
-            return super().forward(input)
-        height, width = self.kernel_size
-        patches = input.unfold(2, height, 1).unfold(3, width, 1).flatten(4).squeeze(1)
-        return nn.functional.linear(patches, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
 
 
 def glorot_linear(inputs: int, outputs: int, *, bias: bool = True) -> nn.Linear:
@@ -109,7 +92,8 @@ class CapsAttention(nn.Module):
         self, votes: Float[Tensor, "batch parents children dim"]
     ) -> Float[Tensor, "batch parents children dim"]:
         """Multiply the votes by 1 + their gates."""
-        return votes * (1 + self.gate(votes))
+        votes = votes.contiguous()  # once, instead of in each step of routing
+        return torch.addcmul(votes, votes, self.gate(votes))
 
 
 class GridVotes(nn.Module):
@@ -164,7 +148,7 @@ class PositionVotes(nn.Module):
         """Squash the primary capsules and let each vote for each parent."""
         children = features.permute(0, 2, 3, 1).reshape(features.shape[0], -1, self.child_dim)
         children = squash(children.to(torch.promote_types(children.dtype, torch.float32)), self.squash_constant)
-        votes = torch.einsum("bni,nio->bno", children, self.transform)
+        votes = torch.einsum("bni,nio->bno", children.to(self.transform.dtype), self.transform)
         return votes.unflatten(2, (self.parents, self.dim)).transpose(1, 2)
 
 

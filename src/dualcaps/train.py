@@ -21,9 +21,9 @@ from dualcaps.data.pipeline import Augmentation, training_batches
 from dualcaps.errors import ConfigError, RunError
 from dualcaps.explain import reconstruction_figure
 from dualcaps.inference import Precision, choose_device, choose_precision, evaluate
-from dualcaps.losses import cross_entropy, margin_loss, reconstruction_loss
 from dualcaps.models import Network, count_parameters
 from dualcaps.plots import learning_curves, png
+from dualcaps.step import Compile, TrainingStep
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ class TrainConfig:
             once; "paper" trains on all training images and selects the epoch on the test images.
         precision: Number type of the layers; "auto" is bfloat16 where the machine is fast at it.
         device: "auto" (the GPU if there is one), cpu, cuda, cuda:1, mps, …
+        compile: "auto" compiles the training step where the run is long enough to gain by it, but
+            for float32 on the CPU, whose results are the same to the bit each time.
         seed: Seed of order, augmentation and dropout, and on the command line of the weights.
     """
 
@@ -58,6 +60,7 @@ class TrainConfig:
     protocol: Literal["clean", "paper"] = "clean"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     device: str = "auto"
+    compile: Compile = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -140,7 +143,6 @@ def fit(
         "none": None,
     }[config.augment]
     model.classes = data.classes
-    classification_loss = cross_entropy if model.config.name == "cnn" else margin_loss
 
     choose_path = runs.latest_run_path if resume else runs.free_run_path
     path = Path(out) if out is not None else choose_path(f"{data.name}-{model.config.name}-seed{config.seed}")
@@ -162,6 +164,17 @@ def fit(
         )
         history = _restore(path, model, optimiser, selected_on)
         display.start(model, data, len(history))
+        repeatable = precision == "float32" and device.type == "cpu" and config.compile == "auto"
+        step = TrainingStep(
+            model,
+            optimiser,
+            batch_size=batch_size,
+            steps=(config.epochs - len(history)) * (len(training) // batch_size),
+            reconstruction_weight=config.reconstruction_weight,
+            bfloat16=precision == "bfloat16",
+            compile="never" if repeatable else config.compile,
+            say=display.say,
+        )
         try:
             for epoch in range(len(history) + 1, config.epochs + 1):
                 # Every draw depends on seed and epoch alone, so that a resumed epoch repeats them.
@@ -172,17 +185,9 @@ def fit(
                 correct = torch.zeros((), dtype=torch.int64, device=device)
                 model.train()
                 for images, labels in training_batches(training, batch_size, augmentation, generator):
-                    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-                        output = model(images)
-                        drawn = model.reconstruct(output.poses, labels) if model.decoder else None
-                    loss = classification_loss(output.lengths, labels)
-                    if drawn is not None:
-                        loss = loss + config.reconstruction_weight * reconstruction_loss(drawn.float(), images)
-                    optimiser.zero_grad()
-                    loss.backward()
-                    optimiser.step()
-                    total_loss += loss.detach() * len(labels)
-                    correct += (output.lengths.argmax(dim=1) == labels).sum()
+                    outcome = step(images, labels)
+                    total_loss += outcome.loss * len(labels)
+                    correct += outcome.correct
                     display.advance(len(labels))
                 mean_loss = total_loss.item() / len(training)
                 seconds = time.perf_counter() - started
@@ -197,6 +202,7 @@ def fit(
                         f"{selected_on}_accuracy": accuracy,
                         "seconds": seconds,
                         "images_per_second": len(training) / seconds,
+                        "compiled": step.compiled,
                     }
                 )
                 _save(path, model, optimiser, history, selected_on)
@@ -234,7 +240,7 @@ def _open_run(
         known = existing[section]
         for name, value in wanted[section].items():
             before = tuple(known[name]) if isinstance(known.get(name), list) else known.get(name)
-            if before != value and name not in ("data_dir", "source"):  # the content's hash decides on these
+            if before != value and name not in ("data_dir", "source", "compile"):  # the content's hash decides on these
                 option = "model" if name == "name" else name
                 raise RunError(
                     f"{path}: {option} was {before}, now {value}: resume with the same options, or train anew"
@@ -404,6 +410,9 @@ class _Display:
         if epochs_done:
             self.console.print(f"resumed after epoch {epochs_done} of {self.epochs}")
         self._describe(epochs_done)
+
+    def say(self, text: str) -> None:
+        self.console.print(text, soft_wrap=True)
 
     def advance(self, images: int) -> None:
         self.bar.advance(self.task, images)

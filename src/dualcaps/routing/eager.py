@@ -26,7 +26,7 @@ def route_eager(
     update: Literal["accumulate", "replace"],
 ) -> tuple[Float[Tensor, "batch parents dim"], Float[Tensor, "batch parents children"]]:
     """Route the whole batch at once; see `dualcaps.route` for the arguments."""
-    votes = votes.to(torch.promote_types(votes.dtype, torch.float32))
+    votes = votes.to(torch.promote_types(votes.dtype, torch.float32)).contiguous()
     batch, parents, children, _ = votes.shape
     # Zero logits couple every child to all parents alike, so the first sum needs no softmax.
     couplings = votes.new_full((batch, parents, children), 1 / parents)

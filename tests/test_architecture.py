@@ -22,7 +22,8 @@ ALLOWED = {
     "explain": {"models", "data", "plots"},
     "step": {"models", "losses"},
     "train": {"step", "models", "data", "runs", "inference", "explain", "plots", "errors"},
-    "cli": {"train", "inference", "explain", "models", "data", "runs", "plots", "errors"},
+    "bench": {"step", "inference", "models", "losses", "data", "errors"},
+    "cli": {"bench", "train", "inference", "explain", "models", "data", "runs", "plots", "errors"},
     "__main__": {"cli"},
 }
 

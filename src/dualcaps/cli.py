@@ -20,10 +20,11 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from dualcaps.bench import run_short
 from dualcaps.data import DATA_SETS, ImageData, Split, check_data, data_state, get_data, list_images, load_data
-from dualcaps.errors import DataError, DualcapsError
+from dualcaps.errors import ConfigError, DataError, DualcapsError
 from dualcaps.explain import contact_sheet
-from dualcaps.inference import evaluate_run, load_model, predict_files
+from dualcaps.inference import choose_precision, evaluate_run, load_model, predict_files
 from dualcaps.models import MODELS, count_parameters, create_model
 from dualcaps.plots import png
 from dualcaps.runs import write_bytes
@@ -178,6 +179,8 @@ class Predict:
     """Image files, and folders, whose images are all taken."""
     top: int = 3
     """How many classes to print for each image."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Number type of the layers; auto is bfloat16 where the machine is fast at it."""
     device: str = "auto"
     """auto, cpu, cuda, …"""
     json: bool = False
@@ -189,7 +192,8 @@ class Predict:
             raise DataError("IMAGE…: name at least one image file or folder")
         model = load_model(self.trained, self.device)
         files = [file for path in self.images for file in _image_files(path)]
-        lengths = predict_files(model, files).numpy()
+        precision = choose_precision(self.precision, next(model.parameters()).device)
+        lengths = predict_files(model, files, precision=precision).numpy()
         ranking = np.argsort(-lengths, axis=1, kind="stable")
         if self.json:
             _print_json(
@@ -341,11 +345,42 @@ class Data:
         self.action.run()
 
 
+@dataclass(frozen=True)
+class Bench:
+    """Measure how fast this machine trains and predicts, beside plain PyTorch; a minute or two."""
+
+    model: Literal["capsnet", "da-capsnet"] = "da-capsnet"
+    """The network."""
+    batch_size: int = 128
+    """Images a step."""
+    device: str = "auto"
+    """auto, cpu, cuda, …"""
+    json: bool = False
+    """Print JSON."""
+
+    def run(self) -> None:
+        """Measure and print, line by line."""
+        if self.batch_size < 1:
+            raise ConfigError(f"--batch-size must be at least 1, got {self.batch_size}")
+        lines = []
+        for line in run_short(self.device, model=self.model, batch_size=self.batch_size):
+            lines.append(line)
+            if not self.json:
+                spread = (
+                    "" if line.slowest == line.fastest else f"  ({line.slowest:,.0f} to {line.fastest:,.0f}, n = 5)"
+                )
+                number = f"{line.value:,.2f}" if line.unit == "times" else f"{line.value:,.0f}"
+                print(f"{line.what:<58}{number:>9} {line.unit}{spread}", flush=True)
+        if self.json:
+            _print_json([dataclasses.asdict(line) for line in lines])
+
+
 _Command = (
     Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Predict, tyro.conf.subcommand("predict")]
     | Annotated[Models, tyro.conf.subcommand("models")]
+    | Annotated[Bench, tyro.conf.subcommand("bench")]
     | Annotated[Data, tyro.conf.subcommand("data")]
 )
 
@@ -374,7 +409,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(130)
 
 
-def _parse(arguments: Sequence[str] | None) -> Train | Evaluate | Predict | Models | Data:
+def _parse(arguments: Sequence[str] | None) -> Train | Evaluate | Predict | Models | Bench | Data:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):

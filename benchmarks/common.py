@@ -1,0 +1,105 @@
+"""What the benchmarks share: where results go, with what they were measured, fresh processes."""
+
+import argparse
+import csv
+import datetime
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from dualcaps import runs
+from dualcaps.bench import Timing
+from dualcaps.inference import choose_device
+
+ROOT = Path(__file__).parents[1]
+FIELDS = (
+    *("benchmark", "case", "candidate", "measure", "value", "unit", "slowest", "fastest", "n"),
+    *("date", "commit", "machine", "versions"),
+)
+
+
+def parse(description: str) -> argparse.Namespace:
+    """The options that all benchmarks have."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--out", type=Path, default=ROOT / "results" / "benchmarks")
+    parser.add_argument("--rounds", type=int, default=5)
+    return parser.parse_args()
+
+
+class Results:
+    """Rows of one benchmark, printed as they come and written as a CSV file at the end of each case.
+
+    The file is named by benchmark, hardware and torch version; a new run replaces it.
+    """
+
+    def __init__(self, benchmark: str, out: Path, device: torch.device, versions: str = "") -> None:
+        environment = runs.environment(device, "")
+        machine = environment["device"] if device.type == "cuda" else environment["processor"]
+        self._fixed = {
+            "date": datetime.date.today().isoformat(),
+            "commit": environment["commit"],
+            "machine": machine,
+            "versions": versions or f"torch {torch.__version__}, python {environment['versions']['python']}",
+        }
+        words = re.sub(r"[^a-z0-9.]+", "-", f"{machine} torch {torch.__version__}".lower()).strip("-")
+        self.file = out / f"{benchmark}--{words}.csv"
+        self._benchmark, self._rows = benchmark, []
+        print(f"{benchmark}: {machine}, {self._fixed['versions']}", flush=True)
+
+    def add(
+        self,
+        case: str,
+        candidate: str,
+        measure: str,
+        value: float,
+        unit: str,
+        *,
+        slowest: float | None = None,
+        fastest: float | None = None,
+        n: int = 1,
+    ) -> None:
+        """Keep and print one number."""
+        number = {"value": f"{value:.6g}", "slowest": _text(slowest), "fastest": _text(fastest), "n": n}
+        row = {"benchmark": self._benchmark, "case": case, "candidate": candidate, "measure": measure, "unit": unit}
+        self._rows.append(row | number | self._fixed)
+        spread = f"  ({slowest:,.4g} to {fastest:,.4g}, n = {n})" if slowest is not None else ""
+        print(f"  {case:<28}{candidate:<36}{measure:<12}{value:>12,.4g} {unit}{spread}", flush=True)
+        self.write()
+
+    def add_timing(self, case: str, candidate: str, measure: str, timing: Timing, unit: str) -> None:
+        """Keep and print a rate."""
+        spread = {"slowest": timing.slowest, "fastest": timing.fastest, "n": len(timing.seconds)}
+        self.add(case, candidate, measure, timing.rate, unit, **spread)
+
+    def write(self) -> None:
+        """Write the file as it stands."""
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        draft = self.file.with_suffix(".draft")
+        with draft.open("w", newline="") as file:
+            writer = csv.DictWriter(file, FIELDS)
+            writer.writeheader()
+            writer.writerows(self._rows)
+        draft.replace(self.file)
+
+
+def _text(number: float | None) -> str:
+    return "" if number is None else f"{number:.6g}"
+
+
+def in_fresh_process(script: str, arguments: Sequence[object]) -> float:
+    """The number that a script of this folder prints last, run on its own."""
+    command = [sys.executable, str(Path(__file__).with_name(script)), *map(str, arguments)]
+    said = subprocess.run(command, capture_output=True, text=True, check=False)
+    if said.returncode:
+        sys.exit(f"{' '.join(command)}: {said.stderr}")
+    return float(said.stdout.split()[-1])
+
+
+def place(name: str) -> torch.device:
+    """The device to measure."""
+    return choose_device(name)

@@ -1,0 +1,358 @@
+"""Speed on this machine: the short benchmark of `dualcaps bench`, and the parts that the long ones share.
+
+A speed is only told after the fast network answered as the plain one does.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from dualcaps.data.pipeline import Part, training_batches
+from dualcaps.errors import DualcapsError
+from dualcaps.inference import Precision, choose_device, choose_precision, predict
+from dualcaps.losses import margin_loss, reconstruction_loss
+from dualcaps.models import CapsOutput, Network, build_model, create_model
+from dualcaps.step import Compile, TrainingStep
+
+Candidates = Mapping[str, Callable[[], None]]
+SHAPES = {"32x32x3": (3, 32, 32), "28x28x1": (1, 28, 28)}
+_WEIGHT = 0.0005
+
+
+class ParityError(DualcapsError):
+    """Two implementations that should agree do not, so that no speed of theirs means anything."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of repeated runs of one thing.
+
+    Attributes:
+        seconds: one number a run.
+        items: what a run gets through, such as images.
+    """
+
+    seconds: tuple[float, ...]
+    items: int = 1
+
+    @property
+    def rate(self) -> float:
+        """Items a second, the median of the runs."""
+        return self.items / statistics.median(self.seconds)
+
+    @property
+    def slowest(self) -> float:
+        """Items a second of the slowest run."""
+        return self.items / max(self.seconds)
+
+    @property
+    def fastest(self) -> float:
+        """Items a second of the fastest run."""
+        return self.items / min(self.seconds)
+
+
+class PlainCapsNet(nn.Module):
+    """`capsnet` and `da-capsnet` as people write them in PyTorch: float32, one operation after the other.
+
+    Votes are made with an einsum, logits start as a tensor of zeros and routing is the loop of the
+    paper. The parameters have the names and shapes of ours, so that weights can be copied over.
+    """
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        config = self.config = network.config
+        channels, height, width = config.image_shape
+        classes, kernel = config.num_classes, 2 if min(height, width) < 32 else 3
+        self.conv1, self.conv2 = nn.Conv2d(channels, 64, 3), nn.Conv2d(64, 64, 3)
+        self.conv3, self.conv4 = nn.Conv2d(64, 128, kernel), nn.Conv2d(128, 128, kernel)
+        self.transform = nn.Linear(128, classes * 16, bias=False)
+        if config.conv_attention:
+            self.conv_reduce, self.conv_expand = nn.Linear(128, 128), nn.Linear(128, 128)
+        if config.caps_attention == "element":
+            votes = network.get_submodule("caps_attention.expand").get_parameter("bias").numel()
+            self.caps_reduce, self.caps_expand = nn.Linear(votes, classes * 16), nn.Linear(classes * 16, votes)
+        if config.decoder:
+            self.decoder = nn.Sequential(
+                *(nn.Linear(classes * 16, 512), nn.ReLU(), nn.Linear(512, 1024), nn.Tanh()),
+                *(nn.Linear(1024, channels * height * width), nn.Sigmoid()),
+            )
+        renamed = {}
+        for name, weight in network.state_dict().items():
+            name = name.replace("conv_attention.", "conv_").replace("caps_attention.", "caps_")
+            renamed[name.replace("trunk.", "").replace("votes.", "").replace("layers.", "")] = weight
+        self.load_state_dict(renamed)
+
+    def forward(self, images: Tensor) -> CapsOutput:
+        """Classify images."""
+        x = torch.relu(self.conv1(images))
+        x = torch.relu(self.conv2(x))
+        x = nn.functional.avg_pool2d(x, 2)
+        x = torch.relu(self.conv3(x))
+        x = torch.relu(self.conv4(x))
+        if self.config.conv_attention:
+            gate = x.mean(dim=(2, 3))
+            gate = torch.tanh(self.conv_expand(torch.relu(self.conv_reduce(gate))))
+            x = x + x * gate[:, :, None, None]
+        children = x.flatten(2).transpose(1, 2)
+        transform = self.transform.weight.view(self.config.num_classes, 16, -1)
+        votes = torch.einsum("jdq,bnq->bjnd", transform, children)
+        if self.config.caps_attention == "element":
+            gate = torch.tanh(self.caps_expand(torch.relu(self.caps_reduce(votes.flatten(1)))))
+            votes = votes + votes * gate.view_as(votes)
+        logits = torch.zeros(votes.shape[:3], device=votes.device)
+        poses = votes[:, :, 0]
+        for iteration in range(self.config.iterations):
+            couplings = torch.softmax(logits, dim=1)
+            poses = (couplings.unsqueeze(-1) * votes).sum(dim=2)
+            square = (poses**2).sum(dim=-1, keepdim=True)
+            poses = poses * square.sqrt() / (self.config.squash_constant + square)
+            if iteration < self.config.iterations - 1:
+                agreement = (votes * poses.unsqueeze(2)).sum(dim=-1)
+                logits = logits + agreement if self.config.update == "accumulate" else agreement
+        return CapsOutput(poses.norm(dim=-1), poses)
+
+    def reconstruct(self, poses: Tensor, labels: Tensor) -> Tensor:
+        """Draw the image that the labelled pose stands for."""
+        mask = nn.functional.one_hot(labels, self.config.num_classes).unsqueeze(-1)
+        return self.decoder((poses * mask).flatten(1)).view(-1, *self.config.image_shape)
+
+
+def random_part(shape: tuple[int, int, int], count: int, device: torch.device, classes: int = 10) -> Part:
+    """Images of noise with random labels."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (count, *shape), dtype=torch.uint8, generator=generator)
+    return Part(images, torch.randint(classes, (count,), generator=generator)).to(device)
+
+
+def plain_training(network: Network, part: Part, batch_size: int) -> Callable[[], None]:
+    """An epoch of plain PyTorch: images already floats, float32 layers, Adam as it comes."""
+    model = PlainCapsNet(network).to(part.labels.device)
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-3, eps=1e-7)
+    images = part.images.float() / 255
+
+    def epoch() -> None:
+        loss = torch.zeros(())
+        for chosen in torch.randperm(len(part), device=part.labels.device).split(batch_size):
+            batch, labels = images[chosen], part.labels[chosen]
+            output = model(batch)
+            loss = margin_loss(output.lengths, labels)
+            if model.config.decoder:
+                loss = loss + _WEIGHT * reconstruction_loss(model.reconstruct(output.poses, labels), batch)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+        loss.item()
+
+    return epoch
+
+
+def our_training(
+    network: Network, part: Part, batch_size: int, precision: Precision, compile: Compile
+) -> Callable[[], None]:
+    """An epoch as `fit` runs it, without augmentation; with compile="always" it is compiled by the first."""
+    device = part.labels.device
+    model = network.place(device)
+    optimiser = torch.optim.Adam(model.parameters(), 1e-3, eps=1e-7, fused=device.type in ("cpu", "cuda"))
+    step = TrainingStep(
+        model,
+        optimiser,
+        batch_size=batch_size,
+        steps=0,
+        reconstruction_weight=_WEIGHT,
+        bfloat16=precision == "bfloat16",
+        compile=compile,
+        say=lambda _: None,
+    )
+    generator = torch.Generator(device).manual_seed(0)
+
+    def epoch() -> None:
+        model.train()
+        loss = torch.zeros(())
+        for images, labels in training_batches(part, batch_size, None, generator):
+            loss = step(images, labels).loss
+        loss.item()
+
+    return epoch
+
+
+def check_parity(network: Network, device: torch.device, precision: Precision) -> None:
+    """Compare lengths and a gradient of the network with the plain one's, on the same weights.
+
+    Raises:
+        ParityError: they differ by more than the precision explains.
+    """
+    network = network.place(device).train()
+    part = random_part(network.config.image_shape, 32, device, network.config.num_classes)
+    found = []
+    for model in (PlainCapsNet(network).to(device), network):
+        images = part.images.float() / 255
+        model.zero_grad()
+        bfloat16 = model is network and precision == "bfloat16"
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+            lengths = model(images).lengths
+        margin_loss(lengths, part.labels).backward()
+        name = "votes.transform.weight" if model is network else "transform.weight"
+        gradient = model.get_parameter(name).grad
+        assert gradient is not None
+        found.append((lengths.detach(), gradient / gradient.norm()))
+        model.zero_grad()
+    most = 0.03 if precision == "bfloat16" else 1e-4
+    for what, plain, ours in zip(("lengths", "gradients"), *found, strict=True):
+        if not (apart := (plain - ours).abs().max().item()) <= most:
+            raise ParityError(
+                f"{network.config.name}: {what} differ by {apart:.2g} from plain PyTorch's: no speed told"
+            )
+
+
+def interleave(
+    candidates: Candidates, *, rounds: int = 5, items: int = 1, each: Callable[[], None] = lambda: None
+) -> dict[str, Timing]:
+    """Time each candidate once a round, after one run of each that is not counted.
+
+    Whatever else the machine does in the meantime meets all of them alike. `each` is called after
+    each run, to show that it is done.
+    """
+    for run in candidates.values():
+        run()
+        each()
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    for _ in range(rounds):
+        for name, run in candidates.items():
+            started = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - started)
+            each()
+    return {name: Timing(tuple(times), items) for name, times in seconds.items()}
+
+
+def matrix_rate(device: torch.device, number_type: torch.dtype, size: int = 4096) -> float:
+    """Floating-point operations a second in a product of two square matrices, the median of five."""
+    one, other = (torch.randn(size, size, device=device).to(number_type) for _ in range(2))
+
+    def multiply() -> None:
+        torch.mm(one, other)
+        _wait(device)
+
+    return interleave({"mm": multiply}, items=2 * size**3)["mm"].rate
+
+
+def copy_bandwidth(device: torch.device, megabytes: int = 512) -> float:
+    """Bytes a second read and written by a large copy, the median of five."""
+    source = torch.empty(megabytes << 20, dtype=torch.uint8, device=device).fill_(1)
+    target = torch.empty_like(source).fill_(2)
+
+    def copy() -> None:
+        target.copy_(source)
+        _wait(device)
+
+    return interleave({"copy": copy}, items=2 * source.numel())["copy"].rate
+
+
+def count_operations(network: Network) -> float:
+    """Multiplications and additions that training on one image takes, in products and convolutions."""
+    images, labels = torch.zeros(2, *network.config.image_shape), torch.zeros(2, dtype=torch.int64)
+    with torch.random.fork_rng([]):
+        model = build_model(network.config)
+    with FlopCounterMode(display=False) as counter:
+        output = model(images)
+        loss = output.lengths.sum()
+        if model.decoder is not None:
+            loss = loss + model.reconstruct(output.poses, labels).sum()
+        loss.backward()
+    return counter.get_total_flops() / 2
+
+
+def peak_memory() -> float:
+    """Megabytes that this process held at most."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the short benchmark: what was measured, how much of it, how far the runs were apart."""
+
+    what: str
+    value: float
+    unit: str
+    slowest: float
+    fastest: float
+
+
+def run_short(
+    device: str = "auto", *, model: Literal["capsnet", "da-capsnet"] = "da-capsnet", batch_size: int = 128
+) -> Iterator[Line]:
+    """The short benchmark: training and prediction of one network in both image shapes.
+
+    Yields:
+        a line for each measurement, as soon as it is done.
+
+    Raises:
+        ConfigError: the machine lacks the device.
+        ParityError: the fast network does not answer as the plain one does.
+    """
+    place = choose_device(device)
+    precision = choose_precision("auto", place)
+    rate = matrix_rate(place, getattr(torch, precision))
+    yield Line(f"matrix product, {precision}", rate / 1e9, "GFLOP/s", rate / 1e9, rate / 1e9)
+    for text, shape in SHAPES.items():
+        torch.manual_seed(0)
+        network = create_model(model, shape)
+        check_parity(network, place, precision)
+        part = random_part(shape, 10 * batch_size, place)
+        timings = interleave(
+            {
+                "plain PyTorch, float32": plain_training(network, part, batch_size),
+                f"dualcaps, {precision}, compiled": our_training(network, part, batch_size, precision, "always"),
+                f"dualcaps predicts, {precision}": lambda m=network, p=part, s=precision: _predict(m, p, s),
+            },
+            items=len(part),
+        )
+        for name, timing in timings.items():
+            yield Line(f"{model} {text}: {name}", timing.rate, "images/s", timing.slowest, timing.fastest)
+        plain, ours, _ = timings.values()
+        ratio = ours.rate / plain.rate
+        yield Line(f"{model} {text}: dualcaps / plain PyTorch", ratio, "times", ratio, ratio)
+        share = 100 * ours.rate * count_operations(network) / rate
+        yield Line(f"{model} {text}: of the matrix rate", share, "%", share, share)
+    yield Line("peak memory of this benchmark", peak_memory(), "MB", peak_memory(), peak_memory())
+
+
+def _predict(network: Network, part: Part, precision: Precision) -> None:
+    predict(network, part.images, precision=precision)
+
+
+def check_routing_parity(
+    fast: Callable[[Float[Tensor, "batch parents children dim"]], Float[Tensor, "batch parents dim"]],
+    truth: Callable[[Float[Tensor, "batch parents children dim"]], Float[Tensor, "batch parents dim"]],
+    votes: Float[Tensor, "batch parents children dim"],
+    most: float,
+) -> None:
+    """Raise ParityError where two ways of routing differ, forward or backward, by more than `most`."""
+    found = []
+    for route in (fast, truth):
+        leaf = votes.clone().requires_grad_()
+        poses = route(leaf)
+        (gradient,) = torch.autograd.grad(poses.square().sum(), leaf)
+        found.append((poses.detach().float(), gradient.float() / gradient.float().norm()))
+    for one, other in zip(*found, strict=True):
+        if not (apart := (one - other).abs().max().item()) <= most:
+            raise ParityError(f"routing of {tuple(votes.shape)} votes differs by {apart:.2g}: no speed told")

@@ -1,5 +1,7 @@
 """Training speed and memory: ours against plain PyTorch, and how near the matrix rate it comes."""
 
+import statistics
+
 import torch
 from common import Results, in_fresh_process, parse, place
 
@@ -23,55 +25,55 @@ def main() -> None:
     """Measure all cases, on a GPU at batch 128 and 512."""
     options = parse(__doc__ or "")
     device = place(options.device)
-    precision = choose_precision("auto", device)
     results = Results("training", options.out, device)
-    on_gpu = device.type == "cuda"
-    for batch in (128, 512) if on_gpu else (128,):
+    for batch in (128, 512) if device.type == "cuda" else (128,):
         for network, decoder in NETWORKS:
-            for text, shape in SHAPES.items():
-                torch.manual_seed(0)
-                model = create_model(network, shape, decoder=decoder)
-                for number_type in ("float32", precision):
-                    check_parity(model, device, number_type)
-                part = random_part(shape, (200 if on_gpu else 10) * batch, device)
-                case = f"{network}{' + decoder' if decoder else ''} {text}, batch {batch}"
+            for text in SHAPES:
+                _measure(results, device, network, decoder, text, batch, options.rounds)
 
-                def rate(part=part) -> None:
-                    multiply = matrix_rate(device, getattr(torch, precision))
-                    rates.append(multiply)
 
-                rates: list[float] = []
-                timings = interleave(
-                    {
-                        "plain PyTorch float32": plain_training(model, part, batch),
-                        "dualcaps float32, eager": our_training(model, part, batch, "float32", "never"),
-                        f"dualcaps {precision}, eager": our_training(model, part, batch, precision, "never"),
-                        f"dualcaps {precision}, compiled": our_training(model, part, batch, precision, "always"),
-                        "matrix product": rate,
-                    },
-                    rounds=options.rounds,
-                    items=len(part),
-                )
-                del timings["matrix product"]
-                for name, timing in timings.items():
-                    results.add_timing(case, name, "speed", timing, "images/s")
-                plain, *_, best = timings.values()
-                matrix = sorted(rates[1:])[len(rates[1:]) // 2]
-                results.add(case, "matrix product", "speed", matrix / 1e9, "GFLOP/s", n=len(rates) - 1)
-                results.add(case, "dualcaps / plain PyTorch", "ratio", best.rate / plain.rate, "times")
-                operations = count_operations(model)
-                results.add(case, "dualcaps", "operations", operations / 1e9, "GFLOP/image")
-                results.add(case, "of the matrix rate", "share", 100 * best.rate * operations / matrix, "%")
-                used = {}
-                for how in ("plain", "eager"):
-                    small, large = (
-                        in_fresh_process("memory.py", ["training", network, decoder, text, size, how, device])
-                        for size in (batch, 2 * batch)
-                    )
-                    used[how] = (large - small) / batch
-                    name = "plain PyTorch float32" if how == "plain" else f"dualcaps {precision}"
-                    results.add(case, name, "memory", used[how], "MB/image")
-                results.add(case, "plain PyTorch / dualcaps", "memory ratio", used["plain"] / used["eager"], "times")
+def _measure(
+    results: Results, device: torch.device, network: str, decoder: bool, text: str, batch: int, rounds: int
+) -> None:
+    precision = choose_precision("auto", device)
+    torch.manual_seed(0)
+    model = create_model(network, SHAPES[text], decoder=decoder)
+    for number_type in ("float32", precision):
+        check_parity(model, device, number_type)
+    part = random_part(SHAPES[text], (200 if device.type == "cuda" else 10) * batch, device)
+    case = f"{network}{' + decoder' if decoder else ''} {text}, batch {batch}"
+    rates: list[float] = []
+    timings = interleave(
+        {
+            "plain PyTorch float32": plain_training(model, part, batch),
+            "dualcaps float32, eager": our_training(model, part, batch, "float32", "never"),
+            f"dualcaps {precision}, eager": our_training(model, part, batch, precision, "never"),
+            f"dualcaps {precision}, compiled": our_training(model, part, batch, precision, "always"),
+            "matrix product": lambda: rates.append(matrix_rate(device, getattr(torch, precision))),
+        },
+        rounds=rounds,
+        items=len(part),
+    )
+    del timings["matrix product"]
+    for name, timing in timings.items():
+        results.add_timing(case, name, "speed", timing, "images/s")
+    plain, *_, best = timings.values()
+    matrix = statistics.median(rates)
+    spread = {"slowest": min(rates) / 1e9, "fastest": max(rates) / 1e9, "n": len(rates)}
+    results.add(case, "matrix product", "speed", matrix / 1e9, "GFLOP/s", **spread)
+    results.add(case, "dualcaps / plain PyTorch", "ratio", best.rate / plain.rate, "times")
+    operations = count_operations(model)
+    results.add(case, "dualcaps", "operations", operations / 1e9, "GFLOP/image")
+    results.add(case, "of the matrix rate", "share", 100 * best.rate * operations / matrix, "%")
+    used = {}
+    for how, name in (("plain", "plain PyTorch float32"), ("eager", f"dualcaps {precision}")):
+        small, large = (
+            in_fresh_process("memory.py", ["training", network, decoder, text, size, how, device])
+            for size in (batch, 2 * batch)
+        )
+        used[how] = (large - small) / batch
+        results.add(case, name, "memory", used[how], "MB/image")
+    results.add(case, "plain PyTorch / dualcaps", "memory ratio", used["plain"] / used["eager"], "times")
 
 
 if __name__ == "__main__":

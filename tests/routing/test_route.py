@@ -14,6 +14,7 @@ from dualcaps import squash
 from dualcaps.routing import Update, route_children, why_not_triton
 
 route = partial(route_parents, couplings=True)
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # where the kernel runs, on the CPU in Triton's interpreter
 
 IMPLEMENTATIONS = ["eager", "triton", "reference"]
 # bfloat16 is computed in float32.
@@ -30,8 +31,10 @@ def votes_strategy(draw: st.DrawFn, dtypes: tuple[torch.dtype, ...] = tuple(TOLE
 
 
 def taken(votes: Tensor, implementation: str) -> Tensor:
-    """The votes in a type that the implementation takes."""
-    return votes.float() if implementation == "triton" and votes.dtype == torch.float64 else votes
+    """The votes in a type and on a device that the implementation takes."""
+    if implementation != "triton":
+        return votes
+    return votes.to(DEVICE, torch.float32 if votes.dtype == torch.float64 else votes.dtype)
 
 
 options_strategy = st.fixed_dictionaries(
@@ -91,10 +94,10 @@ def outcome(votes: Tensor, options: dict[str, Any], implementation: str) -> tupl
     """Parents, couplings and the gradient of a function of both."""
     leaf = votes.clone().requires_grad_()
     routed = route(leaf, **options, implementation=implementation)
-    weights = torch.linspace(-1, 1, routed.parents.numel(), dtype=routed.parents.dtype)
+    weights = torch.linspace(-1, 1, routed.parents.numel(), dtype=routed.parents.dtype, device=votes.device)
     objective = (routed.parents.flatten() * weights).sum() + routed.couplings.square().sum()
     (gradient,) = torch.autograd.grad(objective, leaf)
-    return *routed, gradient
+    return *(tensor.detach().cpu() for tensor in routed), gradient.cpu()
 
 
 def agree(fast: tuple[Tensor, ...], truth: tuple[Tensor, ...], dtype: torch.dtype) -> None:
@@ -148,12 +151,13 @@ def test_the_kernel_agrees_in_any_shape(shape: tuple[int, ...], update: str):
     batch, parents, children, dim = shape
     # As a linear layer leaves them: parents beside children in memory.
     votes = torch.randn(batch, children, parents, dim, generator=random).transpose(1, 2) * (4 / dim**0.5)
+    votes = taken(votes, "triton")
     options = {"iterations": 3, "update": update}
     agree(outcome(votes, options, "triton"), outcome(votes, options, "eager"), torch.float32)
 
 
 def test_the_kernel_without_couplings_and_of_no_samples():
-    votes = torch.randn(2, 3, 7, 5, requires_grad=True)
+    votes = torch.randn(2, 3, 7, 5, device=DEVICE, requires_grad=True)
     (gradient,) = torch.autograd.grad(route_parents(votes, implementation="triton").parents.sum(), votes)
     (expected,) = torch.autograd.grad(route_parents(votes, implementation="eager").parents.sum(), votes)
     torch.testing.assert_close(gradient, expected)
@@ -162,11 +166,11 @@ def test_the_kernel_without_couplings_and_of_no_samples():
 
 
 def test_reasons_against_the_kernel_are_told():
-    assert why_not_triton(torch.zeros(1, 1, 1, 1)) is None  # in the interpreter
-    assert "float64" in str(why_not_triton(torch.zeros(1, 1, 1, 1, dtype=torch.float64)))
-    assert "4097" in str(why_not_triton(torch.zeros(1, 1, 1, 4097)))
+    assert why_not_triton(torch.zeros(1, 1, 1, 1, device=DEVICE)) is None
+    assert "float64" in str(why_not_triton(torch.zeros(1, 1, 1, 1, dtype=torch.float64, device=DEVICE)))
+    assert "4097" in str(why_not_triton(torch.zeros(1, 1, 1, 4097, device=DEVICE)))
     with pytest.raises(ValueError, match=r"triton cannot route these votes: the votes are torch\.float64"):
-        route(torch.zeros(1, 1, 1, 1, dtype=torch.float64), implementation="triton")
+        route(torch.zeros(1, 1, 1, 1, dtype=torch.float64, device=DEVICE), implementation="triton")
 
 
 @given(

@@ -24,6 +24,7 @@ from torch import Tensor
 LARGEST_DIM = 4096
 """Parents' numbers that a tile can hold."""
 _TILE = 2048  # numbers of a tile of votes; larger ones spill registers on compute capability 9.0
+_NUMBERS_A_WARP = 256
 
 
 @triton.jit
@@ -374,7 +375,7 @@ def _blocks(votes: Tensor) -> dict[str, Any]:
         "BLOCK_J": block_j,
         "BLOCK_N": block_n,
         "BLOCK_D": block_d,
-        "num_warps": max(1, min(8, block_j * block_n * block_d // 256)),
+        "num_warps": max(1, min(16, block_j * block_n * block_d // _NUMBERS_A_WARP)),
     }
 
 

@@ -1,0 +1,146 @@
+"""Training beside what a user would pick instead: the Keras example's capsule network on each Keras backend.
+
+Each backend lives in an environment of its own, made here on the first run, and in a process of
+its own, which trains when asked to. Rounds are interleaved: each candidate trains once a round. All
+have the same weights and must answer alike before any is timed. The network is the example's: no
+attention, no decoder, logits replaced in each iteration, margin loss, Adam, batch 128. The example
+computes in float32; Keras's mixed_bfloat16 is measured too, where a backend gains by it.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import venv
+from pathlib import Path
+
+import numpy as np
+import platformdirs
+import torch
+from common import ROOT, Results, parse, place
+
+from dualcaps import create_model, predict
+from dualcaps.bench import ParityError, Timing, check_parity, our_training, plain_training, random_part
+from dualcaps.inference import choose_precision
+
+PACKAGES = {"tensorflow": "tensorflow-cpu", "torch": "torch", "jax": "jax[cpu]"}
+SHAPES = {"32x32x3": (3, 32, 32), "28x28x1": (1, 28, 28)}
+PEERS = (
+    *((backend, "float32") for backend in PACKAGES),
+    *((backend, "mixed_bfloat16") for backend in ("tensorflow", "torch")),
+)
+BATCH, STEPS = 128, 10
+
+
+def environment(backend: str) -> Path:
+    """The Python of a backend's environment."""
+    folder = platformdirs.user_cache_path("dualcaps") / "peers" / f"keras-{backend}"
+    python = folder / "bin" / "python"
+    ready = folder / "ready"
+    if not ready.exists():
+        print(f"installing keras with {backend} into {folder}", flush=True)
+        if not python.exists():
+            venv.create(folder, with_pip=True)
+        install = [python, "-m", "pip", "install", "--quiet", "--constraint", ROOT / "constraints.txt"]
+        subprocess.run([*install, "keras", PACKAGES[backend]], check=True)
+        ready.touch()
+    return python
+
+
+class Peer:
+    """A process that trains a Keras network when it is told to."""
+
+    def __init__(self, backend: str, policy: str, weights: Path, shape: tuple[int, int, int]) -> None:
+        channels, height, width = shape
+        self._process = subprocess.Popen(
+            [
+                *(environment(backend), Path(__file__).with_name("peer_keras.py"), policy, weights),
+                *map(str, (height, width, channels, BATCH, STEPS)),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=os.environ | {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""},
+        )
+        self.about = self._answer()
+
+    def _answer(self) -> dict:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.startswith("{"):
+                return json.loads(line)
+        sys.exit(f"a peer ended with {self._process.wait()}: run peer_keras.py by hand to see why")
+
+    def train(self) -> float:
+        """Train one round; the seconds that it took."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("train\n")
+        self._process.stdin.flush()
+        return self._answer()["seconds"]
+
+    def stop(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.wait()
+
+
+def main() -> None:
+    """Measure both image shapes."""
+    options = parse(__doc__ or "")
+    device = place("cpu")
+    results = None
+    for text, shape in SHAPES.items():
+        torch.manual_seed(0)
+        model = create_model("capsnet", shape, decoder=False, update="replace").place(device)
+        precision = choose_precision("auto", device)
+        for number_type in ("float32", precision):
+            check_parity(model, device, number_type)
+        part = random_part(shape, STEPS * BATCH, device)
+        with tempfile.TemporaryDirectory() as folder:
+            weights = Path(folder, "weights.npz")
+            images = part.images[:64].permute(0, 2, 3, 1).numpy()
+            np.savez(weights, images=images, **{name: w.numpy() for name, w in model.state_dict().items()})
+            peers = {(backend, policy): Peer(backend, policy, weights, shape) for backend, policy in PEERS}
+            expected = predict(model, part.images[:64]).numpy()
+        for (backend, policy), peer in peers.items():
+            apart = np.abs(np.array(peer.about["lengths"]) - expected).max()
+            if not apart <= (1e-3 if policy == "float32" else 0.05):
+                raise ParityError(f"keras on {backend}, {policy}: lengths are {apart:.2g} off ours: no speed told")
+        if results is None:
+            versions = ", ".join(f"{backend} {peers[backend, 'float32'].about['backend']}" for backend in PACKAGES)
+            keras = next(iter(peers.values())).about["keras"]
+            results = Results("peers", options.out, device, f"torch {torch.__version__}, keras {keras} on {versions}")
+        ours_name = f"dualcaps {precision}, compiled"
+        ours = {
+            "plain PyTorch float32": plain_training(model, part, BATCH),
+            ours_name: our_training(model, part, BATCH, precision, "always"),
+        }
+        seconds: dict[str, list[float]] = {}
+        for turn in range(options.rounds + 1):
+            taken = {f"keras on {backend} {policy}": peer.train() for (backend, policy), peer in peers.items()}
+            for name, epoch in ours.items():
+                started = time.perf_counter()
+                epoch()
+                taken[name] = time.perf_counter() - started
+            for name, one in taken.items() if turn else ():  # the first round compiles
+                seconds.setdefault(name, []).append(one)
+        for peer in peers.values():
+            peer.stop()
+        case = f"capsnet {text}, batch {BATCH}"
+        timings = {name: Timing(tuple(times), len(part)) for name, times in seconds.items()}
+        for name, timing in timings.items():
+            results.add_timing(case, name, "speed", timing, "images/s")
+        for policy in ("float32", "bfloat16"):
+            alike = [name for name in timings if name.startswith("keras") and name.endswith(policy)]
+            best = max(alike, key=lambda name: timings[name].rate)
+            pairs = [theirs / mine for theirs, mine in zip(seconds[best], seconds[ours_name], strict=True)]
+            spread = {"slowest": min(pairs), "fastest": max(pairs), "n": len(pairs)}
+            results.add(case, f"dualcaps / {best}", "ratio", statistics.median(pairs), "times", **spread)
+
+
+if __name__ == "__main__":
+    main()

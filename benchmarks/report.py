@@ -3,7 +3,6 @@
 import csv
 import itertools
 from collections.abc import Iterable
-from pathlib import Path
 
 import matplotlib
 import matplotlib.pyplot as plt

@@ -323,7 +323,7 @@ def run_short(
         torch.manual_seed(0)
         network = create_model(model, shape)
         check_parity(network, place, precision)
-        part = random_part(shape, 10 * batch_size, place)
+        part = random_part(shape, (200 if place.type == "cuda" else 10) * batch_size, place)
         ours, how = our_training(network, part, batch_size, precision, "always"), "compiled"
         try:
             ours()

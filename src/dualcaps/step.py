@@ -98,7 +98,7 @@ class TrainingStep:
         whole = len(labels) == self._batch_size
         compute = self._compute if whole else self._eager
         timed = whole and (self._undecided or (self.compiled and len(self._times) <= _TIMED))
-        if timed and len(self._times) in (0, 1, _WARM_UP):
+        if timed:
             self._wait()
         started = time.perf_counter()
         try:
@@ -111,6 +111,7 @@ class TrainingStep:
             timed = False
         self._steps_left -= 1
         if timed:
+            self._wait()
             self._times.append(time.perf_counter() - started)
             if self._undecided and len(self._times) == _WARM_UP + _TIMED:
                 self._decide()
@@ -119,23 +120,22 @@ class TrainingStep:
         return outcome
 
     def _train(self, compute: Callable[[Tensor, Tensor], Outcome], images: Tensor, labels: Tensor) -> Outcome:
+        self._optimiser.zero_grad()
         if compute is not self._eager and self._device.type == "cuda":
             torch.compiler.cudagraph_mark_step_begin()
         outcome = compute(images, labels)
-        self._optimiser.zero_grad()
         outcome.loss.backward()
         self._optimiser.step()
         # A CUDA graph writes over what it returned the next time it runs.
         return Outcome(outcome.loss.detach().clone(), outcome.correct.clone())
 
     def _wait(self) -> None:
-        """Let the device finish, so that the clock tells the truth; a few times a run."""
+        """Let the device finish, so that the clock tells the truth; for the few steps that are timed."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
 
     def _decide(self) -> None:
         """After some eager steps: compile or not."""
-        self._wait()
         eager = statistics.median(self._times[_WARM_UP:])
         self._eager_seconds, self._undecided = eager, False
         known = _read(self._record)
@@ -155,7 +155,6 @@ class TrainingStep:
 
     def _judge(self) -> None:
         """After some compiled steps: keep on or go back."""
-        self._wait()
         first, *others = self._times
         compiled = statistics.median(others)
         if self._eager_seconds is None:

@@ -3,6 +3,7 @@
 import argparse
 import csv
 import datetime
+import os
 import re
 import subprocess
 import sys
@@ -40,6 +41,8 @@ class Results:
     def __init__(self, benchmark: str, out: Path, device: torch.device, versions: str = "") -> None:
         environment = runs.environment(device, "")
         machine = environment["device"] if device.type == "cuda" else environment["processor"]
+        if device.type == "cpu" and (limit := os.environ.get("ONEDNN_MAX_CPU_ISA")):
+            machine += f", instructions up to {limit}"
         self._fixed = {
             "date": datetime.date.today().isoformat(),
             "commit": environment["commit"],

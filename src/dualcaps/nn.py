@@ -16,11 +16,27 @@ CapsAttentionKind = Literal["element", "capsule", "shared"]
 
 def glorot_conv(inputs: int, outputs: int, kernel: int, *, stride: int = 1, padding: int | str = 0) -> nn.Conv2d:
     """A square 2-D convolution with bias, initialised as in Keras."""
-    layer = nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=padding)
+    layer = (GreyConv if inputs == 1 else nn.Conv2d)(inputs, outputs, kernel, stride=stride, padding=padding)
     nn.init.xavier_uniform_(layer.weight)
     assert layer.bias is not None
     nn.init.zeros_(layer.bias)
     return layer
+
+
+class GreyConv(nn.Conv2d):
+    """A convolution of images with one channel, for compiled code on the CPU padded to four.
+
+    With one channel the compiler cannot tell channels last from first, and turns the gradient from
+    one to the other and back, which takes longer than the convolution.
+    """
+
+    def forward(self, input: Float[Tensor, "batch 1 height width"]) -> Float[Tensor, "batch channels rows columns"]:
+        """Convolve as `torch.nn.Conv2d` does."""
+        if not torch.compiler.is_compiling() or torch.compiler.is_exporting() or input.device.type != "cpu":
+            return super().forward(input)
+        channels = (0, 0, 0, 0, 0, 3)
+        padded = nn.functional.pad(input, channels).contiguous(memory_format=torch.channels_last)
+        return self._conv_forward(padded, nn.functional.pad(self.weight, channels), self.bias)
 
 
 def glorot_linear(inputs: int, outputs: int, *, bias: bool = True) -> nn.Linear:

@@ -10,6 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as the command line does, for all candidates
+
 import torch
 
 from dualcaps import runs
@@ -71,7 +73,7 @@ class Results:
         row = {"benchmark": self._benchmark, "case": case, "candidate": candidate, "measure": measure, "unit": unit}
         self._rows.append(row | number | self._fixed)
         spread = f"  ({slowest:,.4g} to {fastest:,.4g}, n = {n})" if slowest is not None else ""
-        print(f"  {case:<28}{candidate:<36}{measure:<12}{value:>12,.4g} {unit}{spread}", flush=True)
+        print(f"  {case:<40}{candidate:<42}{measure:<14}{value:>12,.4g} {unit}{spread}", flush=True)
         self.write()
 
     def add_timing(self, case: str, candidate: str, measure: str, timing: Timing, unit: str) -> None:

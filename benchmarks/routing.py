@@ -31,6 +31,7 @@ def main() -> None:
         transform = torch.randn(parents, dim, CHANNELS, device=device).mul_(0.1).requires_grad_()
         candidates = {
             "eager": _both_ways(lambda v=votes: route(v, implementation="eager").parents, votes),
+            "votes made, then eager": _both_ways(lambda x=vectors, w=transform: _made(x, w), vectors),
             "children, no votes": _both_ways(lambda x=vectors, w=transform: route_children(x, w).parents, vectors),
         }
         if device.type == "cuda" and why_not_triton(votes) is None:
@@ -49,6 +50,11 @@ def main() -> None:
             results.add(case, "triton / eager", "ratio", fused.rate / timings["eager"].rate, "times")
             moved = 3 * votes.numel() * votes.element_size() / batch * fused.rate
             results.add(case, "triton of copying", "share", 100 * moved / copy_bandwidth(device), "%")
+
+
+def _made(vectors: Tensor, transform: Tensor) -> Tensor:
+    votes = torch.einsum("jdq,bnq->bjnd", transform.to(vectors.dtype), vectors)
+    return route(votes, implementation="eager").parents
 
 
 _REPEATS = 10

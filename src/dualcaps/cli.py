@@ -387,6 +387,7 @@ _Command = (
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exits with 2 and one line on standard error for a user's mistake."""
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch then asks for large pages, and waits for fewer of them
     warnings.filterwarnings("ignore", module="PIL")  # what matters of a damaged image becomes an error
     if (sys.argv[1:] if arguments is None else list(arguments)) == ["--version"]:
         print(f"dualcaps {metadata.version('dualcaps')}")

@@ -86,6 +86,11 @@ def training_batches(
         yield to_float(images), part.labels[chosen]
 
 
-def to_float(images: UInt8[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
-    """Scale 0 to 255 to [0, 1], channels last in memory."""
-    return images.to(torch.float32, memory_format=torch.channels_last).div_(255)
+def to_float(
+    images: UInt8[Tensor, "batch channels height width"], number_type: torch.dtype = torch.float32
+) -> Float[Tensor, "batch channels height width"]:
+    """Scale 0 to 255 to [0, 1], channels last in memory.
+
+    bfloat16 holds 0 to 255 exactly, so that only the quotient is rounded.
+    """
+    return images.to(number_type, memory_format=torch.channels_last).div_(255)

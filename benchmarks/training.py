@@ -69,9 +69,9 @@ def _measure(
     for how, name in (("plain", "plain PyTorch float32"), ("eager", f"dualcaps {precision}")):
         small, large = (
             in_fresh_process("memory.py", ["training", network, decoder, text, size, how, device])
-            for size in (batch, 2 * batch)
+            for size in (batch, 4 * batch)
         )
-        used[how] = (large - small) / batch
+        used[how] = (large - small) / (3 * batch)
         results.add(case, name, "memory", used[how], "MB/image")
     results.add(case, "plain PyTorch / dualcaps", "memory ratio", used["plain"] / used["eager"], "times")
 

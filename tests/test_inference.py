@@ -93,6 +93,24 @@ def test_files_of_any_size_are_predicted_like_their_pixels(run: Path, shapes_fol
     torch.testing.assert_close(predict_files(model, [file, large, file], batch_size=2), expected, atol=1e-5, rtol=0)
 
 
+def test_a_damaged_file_among_many_is_named(run: Path, shapes_folder: Path, tmp_path: Path):
+    (tmp_path / "cut.png").write_bytes((shapes_folder / "down" / "03.png").read_bytes()[:60])
+    files = sorted(shapes_folder.rglob("*.png"))
+    with pytest.raises(DataError, match=r"cut\.png: cannot be read"):
+        predict_files(load_model(run), [*files, tmp_path / "cut.png", *files], batch_size=4)
+
+
+@pytest.mark.parametrize("name", ["capsnet", "da-capsnet", "cnn", "sabour-capsnet"])
+def test_bfloat16_predictions_are_near_and_leave_the_network_as_it_was(name: str):
+    torch.manual_seed(0)
+    model = create_model(name, (1, 28, 28), 3)
+    images = torch.randint(256, (70, 1, 28, 28), dtype=torch.uint8)
+    exact = predict(model, images)
+    torch.testing.assert_close(predict(model, images, precision="bfloat16"), exact, atol=0.01, rtol=0)
+    assert next(model.parameters()).dtype == torch.float32
+    torch.testing.assert_close(model.train()(images / 255).lengths, exact, atol=1e-4, rtol=0) if name != "cnn" else None
+
+
 def test_a_run_is_evaluated_on_its_own_test_part_or_another_folder(run: Path, shapes_folder: Path, tmp_path: Path):
     own, _, official = evaluate_run(run)
     assert own.confusion.sum() == len(load_data(shapes_folder).test)

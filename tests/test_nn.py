@@ -5,7 +5,7 @@ from typing import TypeVar
 import pytest
 import torch
 
-from dualcaps.nn import CapsAttention, ConvAttention, Decoder, GridVotes, PositionVotes, squash
+from dualcaps.nn import CapsAttention, ConvAttention, Decoder, GridVotes, PositionVotes, Trunk, glorot_conv, squash
 
 Module = TypeVar("Module", bound=torch.nn.Module)
 
@@ -90,3 +90,23 @@ def test_weights_start_glorot_uniform_and_biases_at_zero():
         assert layer.weight.abs().max() <= limit
         assert layer.weight.abs().max() > 0.99 * limit
         assert layer.bias.eq(0).all()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("number_type", [torch.float32, torch.bfloat16])
+def test_a_trunk_answers_the_same_with_and_without_gradients(channels: int, number_type: torch.dtype):
+    layers = (
+        glorot_conv(channels, 8, 3),
+        torch.nn.ReLU(),
+        torch.nn.AvgPool2d(2),
+        glorot_conv(8, 4, 2),
+        torch.nn.ReLU(),
+    )
+    trunk = Trunk(*layers, glorot_conv(4, 4, 1, stride=2)).to(number_type)
+    images = torch.rand(3, channels, 13, 15).to(number_type)
+    with_gradients = trunk(images)
+    assert with_gradients.requires_grad
+    with torch.no_grad():
+        torch.testing.assert_close(trunk(images), with_gradients.detach(), atol=0.02, rtol=0.02)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(trunk(images).float(), with_gradients.detach().float(), atol=0.05, rtol=0.05)

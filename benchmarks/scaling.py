@@ -1,11 +1,8 @@
-"""Cost against batch, children, parents up to 1,000 classes, and image size up to 224 pixels; with a plot."""
+"""Cost against batch, children, parents up to 1,000 classes, and image size up to 224 pixels."""
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 
-import matplotlib
-import matplotlib.pyplot as plt
 import torch
 from common import Results, in_fresh_process, parse, place
 
@@ -21,48 +18,28 @@ AXES = {
     "parents": (10, 20, 50, 100, 200, 500, 1000),
 }
 SIDES = (32, 64, 96, 128, 160, 224)
-COLOURS = {"votes made": "#2266aa", "children, no votes": "#dd7722", "capsnet": "#2266aa"}
 
 
 def main() -> None:
-    """Measure, print, draw."""
+    """Measure; `report.py` draws."""
     options = parse(__doc__ or "")
     device = place(options.device)
     results = Results("scaling", options.out, device)
-    matplotlib.use("agg")
-    figure, panels = plt.subplots(1, 4, figsize=(15, 3.8), layout="constrained")
-    for panel, (axis, sizes) in zip(panels, AXES.items(), strict=False):
-        lines: dict[str, list[float]] = {}
+    for axis, sizes in AXES.items():
         for size in sizes:
             for how in ("votes made", "children, no votes"):
                 run = _routing(**(BASE | {axis: size}), votes=how == "votes made", device=device)
-                seconds = _median(run, options.rounds)
-                lines.setdefault(how, []).append(1e3 * seconds)
-                results.add(f"routing, {axis} {size}", how, "time", 1e3 * seconds, "ms", n=options.rounds)
-        for how, times in lines.items():
-            panel.loglog(sizes, times, marker="o", markersize=4, color=COLOURS[how], label=how)
-        linear = [lines["children, no votes"][-1] * size / sizes[-1] for size in sizes]
-        panel.loglog(sizes, linear, color="grey", linestyle=":", label="linear")
-        others = ", ".join(f"{name} {value}" for name, value in BASE.items() if name != axis)
-        panel.set(xlabel=axis, ylabel="forward + backward, ms", title=f"routing, {others}")
-        panel.legend(frameon=False)
-    times = []
+                milliseconds = 1e3 * _median(run, options.rounds)
+                results.add(f"routing, {axis} {size}", how, "time", milliseconds, "ms", n=options.rounds)
     precision = choose_precision("auto", device)
     for side in SIDES:
         model = create_model("capsnet", (3, side, side), decoder=False)
         run = our_training(model, random_part((3, side, side), 16, device), 16, precision, "never")
-        times.append(1e3 * _median(run, options.rounds) / 16)
-        results.add(f"training, {side}x{side}x3", f"capsnet {precision}", "time", times[-1], "ms/image")
-    pixels = [side**2 for side in SIDES]
-    panels[3].loglog(pixels, times, marker="o", markersize=4, color=COLOURS["capsnet"], label="capsnet")
-    linear = [times[-1] * count / pixels[-1] for count in pixels]
-    panels[3].loglog(pixels, linear, color="grey", linestyle=":", label="linear")
-    panels[3].set(xlabel="pixels", ylabel="ms an image", title="training step, batch 16")
-    panels[3].legend(frameon=False)
+        milliseconds = 1e3 * _median(run, options.rounds) / 16
+        results.add(f"training, {side}x{side}x3", f"capsnet {precision}", "time", milliseconds, "ms/image")
     for how in ("votes", "children"):
         megabytes = in_fresh_process("memory.py", ["routing", 64, 1000, 100, how, device])
         results.add("routing [64, 1000, 100, 16]", how, "peak memory", megabytes, "MB")
-    figure.savefig(Path(str(results.file).removesuffix(".csv") + ".png"), dpi=110)
 
 
 def _routing(batch: int, parents: int, children: int, votes: bool, device: torch.device) -> Callable[[], None]:

@@ -24,8 +24,8 @@ def test_the_commands_of_the_readme_work_in_their_order(run_cli: Callable, shape
     commands = [shlex.split(line, comments=True) for line in lines if line.startswith("dualcaps ")]
     assert len(commands) >= 8
     for command in commands:
-        if "fashion-mnist" in command:
-            continue  # its files are not everywhere
+        if "fashion-mnist" in command or "bench" in command:
+            continue  # files that are not everywhere; minutes, and tested on its own
         if "--epochs" in command:
             command[command.index("--epochs") + 1] = "1"
         said = run_cli(*command[1:])

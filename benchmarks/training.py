@@ -62,7 +62,7 @@ def _measure(
     spread = {"slowest": min(rates) / 1e9, "fastest": max(rates) / 1e9, "n": len(rates)}
     results.add(case, "matrix product", "speed", matrix / 1e9, "GFLOP/s", **spread)
     results.add(case, "dualcaps / plain PyTorch", "ratio", best.rate / plain.rate, "times")
-    operations = count_operations(model)
+    operations = count_operations(model.config)
     results.add(case, "dualcaps", "operations", operations / 1e9, "GFLOP/image")
     results.add(case, "of the matrix rate", "share", 100 * best.rate * operations / matrix, "%")
     used = {}

@@ -23,7 +23,15 @@ ALLOWED = {
     "step": {"models", "losses"},
     "train": {"step", "models", "data", "runs", "inference", "explain", "plots", "errors"},
     "bench": {"step", "inference", "models", "losses", "data", "errors"},
-    "cli": {"bench", "train", "inference", "explain", "models", "data", "runs", "plots", "errors"},
+    "experiments": {"train", "bench", "explain", "inference", "models", "data", "runs", "errors"},
+    "paper": set(),
+    "records": {"models", "runs", "errors"},
+    "compare": {"records", "paper"},
+    "report": {"compare", "records", "paper", "runs", "plots", "errors"},
+    "cli": {
+        *("bench", "experiments", "report", "train", "inference", "explain"),
+        *("models", "data", "runs", "plots", "errors"),
+    },
     "__main__": {"cli"},
 }
 

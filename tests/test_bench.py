@@ -34,7 +34,7 @@ def test_another_network_gets_no_speed(monkeypatch: pytest.MonkeyPatch):
 
 def test_operations_are_those_of_the_layers():
     gigas = {
-        shape: bench.count_operations(create_model("capsnet", shape, decoder=False)) / 1e9
+        shape: bench.count_operations(create_model("capsnet", shape, decoder=False).config) / 1e9
         for shape in ((3, 32, 32), (1, 28, 28))
     }
     # Convolutions forward, to their weights and, but for the first, to their inputs; then routing.

@@ -41,6 +41,18 @@ def test_caps_attention_is_equations_13_to_16_in_its_three_readings(kind, inputs
     assert module.gate(votes).abs().max() <= 1
 
 
+def test_a_sigmoid_gate_multiplies_without_a_residual_as_squeeze_and_excitation_does():
+    conv = randomised(ConvAttention(4, "sigmoid"))
+    features = torch.randn(2, 4, 3, 5)
+    hidden = conv.reduce(features.mean(dim=(2, 3))).clamp_min(0)
+    expected = features * torch.sigmoid(conv.expand(hidden))[:, :, None, None]
+    torch.testing.assert_close(conv(features), expected)
+    caps = randomised(CapsAttention("element", parents=2, children=3, dim=4, gate="sigmoid"))
+    votes = torch.randn(5, 2, 3, 4)
+    gate = torch.sigmoid(caps.expand(caps.reduce(votes.reshape(5, 24)).clamp_min(0)))
+    torch.testing.assert_close(caps(votes), votes * gate.reshape(5, 2, 3, 4))
+
+
 def test_a_child_is_the_channel_vector_at_its_grid_position():
     height, width, channels = 3, 4, 5
     votes_of = GridVotes(channels, parents=2, dim=6)

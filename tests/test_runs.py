@@ -109,10 +109,12 @@ def test_folders_that_are_no_finished_run_of_this_version_are_named(tmp_path: Pa
         runs.read_result(tmp_path)
 
 
-def test_a_section_must_have_exactly_the_fields(tmp_path: Path):
+def test_a_section_must_have_the_fields_that_this_version_knows(tmp_path: Path):
     section = {**vars(ModelConfig("cnn")), "image_shape": [3, 32, 32]}
     assert runs.parse(ModelConfig, section, tmp_path) == ModelConfig("cnn", (3, 32, 32))
-    for wrong in (section | {"more": 1}, {"name": "cnn"}, None):
+    written_before_widths_could_be_chosen = {name: value for name, value in section.items() if name != "width"}
+    assert runs.parse(ModelConfig, written_before_widths_could_be_chosen, tmp_path).width == 64
+    for wrong in (section | {"more": 1}, {"width": 64}, None):
         with pytest.raises(RunError, match="not a ModelConfig of this version"):
             runs.parse(ModelConfig, wrong, tmp_path)
     with pytest.raises(RunError, match="epochs must be at least 1"):

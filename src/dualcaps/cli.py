@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import datetime
 import io
 import json
 import os
@@ -23,10 +24,21 @@ from rich.table import Table
 from dualcaps.bench import run_short
 from dualcaps.data import DATA_SETS, ImageData, Split, check_data, data_state, get_data, list_images, load_data
 from dualcaps.errors import ConfigError, DataError, DualcapsError
+from dualcaps.experiments import (
+    EXPERIMENTS,
+    Clock,
+    GridDisplay,
+    PlannedRun,
+    is_done,
+    note_failures,
+    plan_runs,
+    reproduce,
+)
 from dualcaps.explain import contact_sheet
 from dualcaps.inference import choose_precision, evaluate_run, load_model, predict_files
-from dualcaps.models import MODELS, count_parameters, create_model
+from dualcaps.models import MODELS, count_parameters, create_model, describe
 from dualcaps.plots import png
+from dualcaps.report import write_report
 from dualcaps.runs import write_bytes
 from dualcaps.train import TrainConfig, fit
 
@@ -41,6 +53,10 @@ class Switches:
 
     caps_attention: Annotated[Literal["none", "element", "capsule", "shared"] | None, _NETWORKS_OWN] = None
     """What gates the votes: every number, every vote, or the same layers for each vote."""
+    gate: Annotated[Literal["tanh", "sigmoid"] | None, _NETWORKS_OWN] = None
+    """How both attention modules gate: u + u tanh(…), or u sigmoid(…) as squeeze and excitation."""
+    width: Annotated[int | None, _NETWORKS_OWN] = None
+    """Channels of the first two convolutions; the next two have twice as many."""
     iterations: Annotated[int | None, _NETWORKS_OWN] = None
     """Routing iterations."""
     squash_constant: Annotated[float | None, _NETWORKS_OWN] = None
@@ -375,12 +391,130 @@ class Bench:
             _print_json([dataclasses.asdict(line) for line in lines])
 
 
+@dataclass(frozen=True)
+class Reproduce:
+    """Run the paper's experiments again, with several seeds and controls; resumes what was stopped."""
+
+    experiments: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[EXPERIMENT…]")] = ()
+    """Which ones; all by default. --list tells what each asks."""
+    seeds: int = 5
+    """How many seeds, from 0; they are the splits' seeds too."""
+    epochs: int = 100
+    """Epochs of each run; the paper trained for 100."""
+    datasets: tuple[str, ...] = ()
+    """Only these data sets; or your own images, for the experiments that take any."""
+    protocols: tuple[Literal["clean", "paper"], ...] = ("clean", "paper")
+    """clean selects the epoch on held-out training images, paper on the test images."""
+    budget: Annotated[float | None, tyro.conf.arg(help_behavior_hint="(default: until all is done)")] = None
+    """Minutes to spend; the most telling runs come first, and the same command goes on another time."""
+    jobs: int = 1
+    """Runs at once; on the CPU they share the cores."""
+    out: Path = Path("runs/reproduce")
+    """Folder of the runs."""
+    data_dir: Path | None = None
+    """Folder to look into first for the files of the data sets."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Number type of the layers; float32 on the CPU gives the same results each time."""
+    device: str = "auto"
+    """auto, cpu, cuda, …"""
+    list: bool = False
+    """Only list the experiments: what each asks and what the paper printed."""
+    plan: bool = False
+    """Only show the runs, which are done, and the time that the others will take."""
+
+    def run(self) -> None:
+        """Plan, show, train what is missing."""
+        console = _stdout()
+        if self.list:
+            for name, experiment in EXPERIMENTS.items():
+                console.print(f"{name}\n  asks      {experiment.asks}\n  printed   {experiment.printed}")
+                console.print(f"  networks  {'; '.join(map(str, experiment.networks))}")
+                console.print(
+                    f"  data      {', '.join(f'{d} ({split})' if split else d for d, split in experiment.data)}"
+                )
+                console.print(f"  command   dualcaps reproduce {name}\n")
+            return
+        planned, missing = plan_runs(
+            self.experiments,
+            seeds=self.seeds,
+            data_sets=self.datasets,
+            protocols=self.protocols,
+            training=TrainConfig(epochs=self.epochs, precision=self.precision, device=self.device),
+            data_dir=self.data_dir,
+        )
+        clock = Clock(planned, self.out, self.device)
+        console.print(_plan_table(planned, self.out, clock))
+        for failure in missing:
+            print(f"left out: {failure.run}: {failure.reason}", file=sys.stderr)
+        if self.plan:
+            return
+        note_failures(self.out, missing)
+        with GridDisplay(planned, self.out, self.budget) as display:
+            failures = reproduce(
+                planned, self.out, jobs=self.jobs, budget=self.budget, data_dir=self.data_dir, tell=display.tell
+            )
+        done = sum(is_done(run, self.out) for run in planned)
+        print(f"{done:,} of {len(planned):,} runs done, {len(failures)} failed; dualcaps report {self.out} shows them")
+        if done + len(failures) < len(planned):
+            print("the same command goes on with the others")
+        if failures or missing:
+            sys.exit(1)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Write what runs came to beside the paper's numbers: a page, Markdown, CSV."""
+
+    runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="[RUNS…]")] = (
+        Path("runs/reproduce"),
+    )
+    """Run folders, folders of them, or folders that a report was written into before."""
+    out: Path = Path("report")
+    """Folder to write into."""
+
+    def run(self) -> None:
+        """Write and say where it is."""
+        print(write_report(self.runs, self.out))
+
+
+def _plan_table(planned: Sequence[PlannedRun], out: Path, clock: Clock) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for heading in ("data", "network", "protocols", "epochs", "seeds", "done", "time left"):
+        table.add_column(heading, justify="right" if heading in ("epochs", "seeds", "done", "time left") else "left")
+    groups: dict[tuple[str, str], list[PlannedRun]] = {}
+    for run in planned:
+        groups.setdefault((run.where, describe(run.network)), []).append(run)
+    total = 0.0
+    for (where, network), members in groups.items():
+        missing = [run for run in members if not is_done(run, out)]
+        total += (seconds := sum(map(clock.seconds, missing)))
+        table.add_row(
+            where,
+            network,
+            ", ".join(dict.fromkeys(run.training.protocol for run in members)),
+            str(members[0].training.epochs),
+            str(len({run.training.seed for run in members})),
+            f"{len(members) - len(missing)} of {len(members)}",
+            _duration(seconds) if missing else "",
+        )
+    table.add_row(
+        "all", "", "", "", "", f"{sum(is_done(run, out) for run in planned)} of {len(planned)}", _duration(total)
+    )
+    return table
+
+
+def _duration(seconds: float) -> str:
+    return f"about {datetime.timedelta(seconds=round(seconds))}"
+
+
 _Command = (
     Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Predict, tyro.conf.subcommand("predict")]
     | Annotated[Models, tyro.conf.subcommand("models")]
     | Annotated[Bench, tyro.conf.subcommand("bench")]
+    | Annotated[Reproduce, tyro.conf.subcommand("reproduce")]
+    | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Data, tyro.conf.subcommand("data")]
 )
 
@@ -410,7 +544,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(130)
 
 
-def _parse(arguments: Sequence[str] | None) -> Train | Evaluate | Predict | Models | Bench | Data:
+def _parse(arguments: Sequence[str] | None) -> Train | Evaluate | Predict | Models | Bench | Reproduce | Report | Data:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):

@@ -3,11 +3,12 @@
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from dualcaps.data import ImageData
 from dualcaps.data.pipeline import Augmentation, Part, augment, to_float
-from dualcaps.models import Network
-from dualcaps.plots import image_rows
+from dualcaps.models import CapsOutput, Network
+from dualcaps.plots import image_rows, image_strip
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,11 +24,8 @@ def reconstruction_figure(model: Network, part: Part, *, most: int = 10) -> "Fig
     Raises:
         ModelError: the network has no decoder.
     """
-    model.eval()
-    first = [int(torch.nonzero(part.labels == label)[0]) for label in part.labels.unique()[:most]]
-    device = next(model.parameters()).device
-    images = to_float(part.images[first].to(device))
-    output = model(images)
+    first = _one_of_each_class(part, most)
+    images, output = _answer(model, part, first)
     predicted = output.lengths.argmax(dim=1).tolist()
     titles = [
         model.classes[truth] if truth == guess else f"{model.classes[truth]}\n(seen as {model.classes[guess]})"
@@ -35,6 +33,29 @@ def reconstruction_figure(model: Network, part: Part, *, most: int = 10) -> "Fig
     ]
     rows = {"input": images, "reconstruction": model.reconstruct(output.poses).float()}
     return image_rows({name: row.permute(0, 2, 3, 1).cpu().numpy() for name, row in rows.items()}, titles)
+
+
+@torch.inference_mode()
+def reconstruction_strips(model: Network, part: Part, *, most: int = 10) -> tuple[bytes, bytes]:
+    """The same images and what the decoder makes of them, as two PNG files: side by side, pixel for pixel.
+
+    Raises:
+        ModelError: the network has no decoder.
+    """
+    images, output = _answer(model, part, _one_of_each_class(part, most))
+    drawn = model.reconstruct(output.poses).float()
+    inputs, reconstructions = (image_strip(row.permute(0, 2, 3, 1).cpu().numpy()) for row in (images, drawn))
+    return inputs, reconstructions
+
+
+def _one_of_each_class(part: Part, most: int) -> list[int]:
+    return [int(torch.nonzero(part.labels == label)[0]) for label in part.labels.unique()[:most]]
+
+
+def _answer(model: Network, part: Part, chosen: list[int]) -> tuple[Tensor, CapsOutput]:
+    model.eval()
+    images = to_float(part.images[chosen].to(next(model.parameters()).device))
+    return images, model(images)
 
 
 def contact_sheet(data: ImageData, *, columns: int = 6, most: int = 20, seed: int = 0) -> "Figure":

@@ -17,6 +17,7 @@ from dualcaps.nn import (
     CapsAttentionKind,
     ConvAttention,
     Decoder,
+    Gate,
     GridVotes,
     PositionVotes,
     Trunk,
@@ -36,6 +37,8 @@ class ModelConfig:
         num_classes: how many classes, and so parent capsules.
         conv_attention: gate the channels of the convolutions (Eqs. 8-12).
         caps_attention: gate the votes (Eqs. 13-16); see `dualcaps.nn.CapsAttention`.
+        gate: the paper's tanh with a residual, or squeeze and excitation's sigmoid, in both.
+        width: channels of the first two convolutions; the others have two and four times as many.
         extra_conv: add the convolution 256 3x3 that the paper's Table 3 lists and its text lacks.
         iterations: routing iterations, at least 1.
         squash_constant: k > 0 of the squash.
@@ -51,6 +54,8 @@ class ModelConfig:
     num_classes: int = 10
     conv_attention: bool = False
     caps_attention: Literal["none", "element", "capsule", "shared"] = "none"
+    gate: Gate = "tanh"
+    width: int = 64
     extra_conv: bool = False
     iterations: int = 3
     squash_constant: float = 0.5
@@ -63,12 +68,14 @@ class ModelConfig:
             raise ModelError(f"image_shape must be channels, height and width of at least 1, got {shape}")
         if self.num_classes < 2:
             raise ModelError(f"num_classes must be at least 2, got {self.num_classes}")
-        if self.iterations < 1:
-            raise ModelError(f"iterations must be at least 1, got {self.iterations}")
+        for name, value in (("iterations", self.iterations), ("width", self.width)):
+            if value < 1:
+                raise ModelError(f"{name} must be at least 1, got {value}")
         if not 0 < self.squash_constant < float("inf"):
             raise ModelError(f"squash_constant must be a number above 0, got {self.squash_constant}")
         for switch, allowed in (
             ("caps_attention", ("none", *get_args(CapsAttentionKind))),
+            ("gate", get_args(Gate)),
             ("update", get_args(Update)),
         ):
             if getattr(self, switch) not in allowed:
@@ -93,8 +100,11 @@ MODELS: Mapping[str, ModelConfig] = {
 
 # What a network leaves out of the common switches; asking for it is an error, not a no-op.
 _MISSING_SWITCHES = {
-    "cnn": ("conv_attention", "caps_attention", "extra_conv", "iterations", "squash_constant", "update", "decoder"),
-    "sabour-capsnet": ("conv_attention", "caps_attention", "extra_conv"),
+    "cnn": (
+        *("conv_attention", "caps_attention", "gate", "width", "extra_conv"),
+        *("iterations", "squash_constant", "update", "decoder"),
+    ),
+    "sabour-capsnet": ("conv_attention", "caps_attention", "gate", "width", "extra_conv"),
 }
 
 
@@ -172,14 +182,14 @@ class CapsNet(Network):
             height, width = _grid(self.trunk, config)
             self.votes = PositionVotes(channels, height * width, 8, parents, PARENT_DIM, config.squash_constant)
         else:
-            self.trunk, channels = _trunk(config), 256 if config.extra_conv else 128
+            self.trunk, channels = _trunk(config), (4 if config.extra_conv else 2) * config.width
             height, width = _grid(self.trunk, config)
             self.votes = GridVotes(channels, parents, PARENT_DIM)
-        self.conv_attention = ConvAttention(channels) if config.conv_attention else nn.Identity()
+        self.conv_attention = ConvAttention(channels, config.gate) if config.conv_attention else nn.Identity()
         self.caps_attention = (
             nn.Identity()
             if config.caps_attention == "none"
-            else CapsAttention(config.caps_attention, parents, height * width, PARENT_DIM)
+            else CapsAttention(config.caps_attention, parents, height * width, PARENT_DIM, config.gate)
         )
         if config.decoder:
             self.decoder = Decoder(parents, PARENT_DIM, config.image_shape)
@@ -291,6 +301,17 @@ def _check_memory(config: ModelConfig) -> None:
         )
 
 
+def describe(config: ModelConfig) -> str:
+    """A network in a few words: its name and where it differs from what the name stands for."""
+    usual = MODELS[config.name]
+    words = [config.name]
+    for field in dataclasses.fields(config)[3:]:
+        if (value := getattr(config, field.name)) != getattr(usual, field.name):
+            switch = {"True": "with {}", "False": "no {}"}.get(str(value), "{} {}")
+            words.append(switch.format(field.name, value))
+    return ", ".join(words)
+
+
 def count_parameters(model: nn.Module) -> int:
     """How many learned numbers a module holds."""
     return sum(parameter.numel() for parameter in model.parameters())
@@ -298,20 +319,20 @@ def count_parameters(model: nn.Module) -> int:
 
 def _trunk(config: ModelConfig) -> Trunk:
     """The paper's Table 3: its two columns differ in the kernel of the last two convolutions."""
-    kernel = 2 if min(config.image_shape[1:]) < 32 else 3
+    kernel, width = 2 if min(config.image_shape[1:]) < 32 else 3, config.width
     layers: OrderedDict[str, nn.Module] = OrderedDict(
-        conv1=glorot_conv(config.image_shape[0], 64, 3),
+        conv1=glorot_conv(config.image_shape[0], width, 3),
         relu1=nn.ReLU(inplace=True),
-        conv2=glorot_conv(64, 64, 3),
+        conv2=glorot_conv(width, width, 3),
         relu2=nn.ReLU(inplace=True),
         pool=nn.AvgPool2d(2),
-        conv3=glorot_conv(64, 128, kernel),
+        conv3=glorot_conv(width, 2 * width, kernel),
         relu3=nn.ReLU(inplace=True),
-        conv4=glorot_conv(128, 128, kernel),
+        conv4=glorot_conv(2 * width, 2 * width, kernel),
         relu4=nn.ReLU(inplace=True),
     )
     if config.extra_conv:
-        layers |= OrderedDict(conv5=glorot_conv(128, 256, 3), relu5=nn.ReLU())
+        layers |= OrderedDict(conv5=glorot_conv(2 * width, 4 * width, 3), relu5=nn.ReLU())
     return Trunk(layers)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dualcaps.routing import squash as squash
 
 CapsAttentionKind = Literal["element", "capsule", "shared"]
+Gate = Literal["tanh", "sigmoid"]
 
 
 def glorot_conv(inputs: int, outputs: int, kernel: int, *, stride: int = 1, padding: int | str = 0) -> nn.Conv2d:
@@ -87,22 +88,26 @@ class ConvAttention(nn.Module):
 
     `g = mean over the plane`, `a = tanh(W2 relu(W1 g + b1) + b2)`, output `u + u * a`. Both
     layers are as wide as the channels. The paper's text adds a where Eq. 11 adds u: Eq. 11.
+    With the gate "sigmoid" it is squeeze and excitation (Hu et al. 2018) without its narrow
+    middle: `a = sigmoid(…)`, output `u * a`.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, gate: Gate = "tanh") -> None:
         super().__init__()
+        self.kind_of_gate: Gate = gate
         self.reduce = glorot_linear(channels, channels)
         self.expand = glorot_linear(channels, channels)
 
     def gate(self, features: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels"]:
-        """The gates a, in (-1, 1): a channel is multiplied by 1 + a."""
-        return torch.tanh(self.expand(torch.relu(self.reduce(features.mean(dim=(2, 3))))))
+        """The gates a: a channel is multiplied by 1 + a, in (0, 2), or with "sigmoid" by a, in (0, 1)."""
+        return _open(self.kind_of_gate, self.expand(torch.relu(self.reduce(features.mean(dim=(2, 3))))))
 
     def forward(
         self, features: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch channels height width"]:
-        """Multiply each channel by 1 + its gate."""
-        return features * (1 + self.gate(features))[:, :, None, None]
+        """Multiply each channel by what its gate says."""
+        gates = self.gate(features)
+        return features * (gates if self.kind_of_gate == "sigmoid" else 1 + gates)[:, :, None, None]
 
 
 class CapsAttention(nn.Module):
@@ -114,10 +119,11 @@ class CapsAttention(nn.Module):
     - "capsule": J*N*D -> J*N -> J*N, one gate for each vote;
     - "shared": the same D -> D -> D for every vote, whatever their number.
 
-    Each is two layers, ReLU then tanh.
+    Each is two layers, ReLU then tanh. With the gate "sigmoid" the second ends in a sigmoid and
+    the output is `u * a`, as in squeeze and excitation.
     """
 
-    def __init__(self, kind: CapsAttentionKind, parents: int, children: int, dim: int) -> None:
+    def __init__(self, kind: CapsAttentionKind, parents: int, children: int, dim: int, gate: Gate = "tanh") -> None:
         super().__init__()
         votes, numbers = parents * children, parents * children * dim
         inputs, hidden, outputs = {
@@ -126,24 +132,30 @@ class CapsAttention(nn.Module):
             "shared": (dim, dim, dim),
         }[kind]
         self.kind = kind
+        self.kind_of_gate: Gate = gate
         self.reduce = glorot_linear(inputs, hidden)
         self.expand = glorot_linear(hidden, outputs)
 
     def gate(
         self, votes: Float[Tensor, "batch parents children dim"]
     ) -> Float[Tensor, "batch parents children gate_dim"]:
-        """The gates a, in (-1, 1), the last axis of size D, or 1 for "capsule"."""
+        """The gates a, in (-1, 1) or with "sigmoid" (0, 1), the last axis of size D, or 1 for "capsule"."""
         batch, parents, children, dim = votes.shape
         inputs = votes if self.kind == "shared" else votes.reshape(batch, -1)
-        gates = torch.tanh(self.expand(torch.relu(self.reduce(inputs))))
+        gates = _open(self.kind_of_gate, self.expand(torch.relu(self.reduce(inputs))))
         return gates.reshape(batch, parents, children, 1 if self.kind == "capsule" else dim)
 
     def forward(
         self, votes: Float[Tensor, "batch parents children dim"]
     ) -> Float[Tensor, "batch parents children dim"]:
-        """Multiply the votes by 1 + their gates."""
+        """Multiply the votes by what their gates say."""
         votes = votes.contiguous()  # once, instead of in each step of routing
-        return torch.addcmul(votes, votes, self.gate(votes))
+        gates = self.gate(votes)
+        return votes * gates if self.kind_of_gate == "sigmoid" else torch.addcmul(votes, votes, gates)
+
+
+def _open(kind: Gate, logits: Tensor) -> Tensor:
+    return torch.sigmoid(logits) if kind == "sigmoid" else torch.tanh(logits)
 
 
 class GridVotes(nn.Module):

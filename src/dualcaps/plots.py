@@ -1,15 +1,18 @@
 """Pictures from plain numbers and arrays; what they show is computed elsewhere."""
 
 import io
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _BLUE, _ORANGE = "#2266aa", "#dd7722"
+_COLOURS = (_BLUE, "#33a06f", "#9355b5", _ORANGE, "#777777", "#b03a48")
 
 
 def png(figure: "Figure") -> bytes:
@@ -17,6 +20,58 @@ def png(figure: "Figure") -> bytes:
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=150)
     return content.getvalue()
+
+
+def svg(figure: "Figure") -> bytes:
+    """The figure as an SVG file's content, the same each time."""
+    import matplotlib as mpl
+
+    content = io.BytesIO()
+    with mpl.rc_context({"svg.hashsalt": "dualcaps", "svg.fonttype": "none"}):
+        figure.savefig(content, format="svg", metadata={"Date": None})
+    return content.getvalue()
+
+
+def accuracy_bands(curves: Mapping[str, np.ndarray], title: str) -> "Figure":
+    """Accuracy against the epoch: for each name the mean over its runs and a standard deviation to each side.
+
+    Args:
+        curves: by name, accuracies in % [runs, epochs].
+        title: what they are of.
+    """
+    figure = _figure(6.4, 4)
+    axes = figure.subplots()
+    lowest = []
+    for colour, (name, values) in zip(itertools.cycle(_COLOURS), curves.items(), strict=False):
+        epochs, mean = np.arange(1, values.shape[1] + 1), values.mean(axis=0)
+        axes.plot(epochs, mean, color=colour, label=name, linewidth=1.6, marker="." if len(epochs) < 20 else None)
+        if len(values) > 1:
+            std = values.std(axis=0, ddof=1)
+            axes.fill_between(epochs, mean - std, np.minimum(mean + std, 100), color=colour, alpha=0.15, linewidth=0)
+        lowest.append(np.quantile(mean, 0.1))
+    top = max(float(values.mean(axis=0).max()) for values in curves.values())
+    low = min(lowest)
+    axes.set(
+        xlabel="epoch", ylabel="accuracy, %", ylim=(low - 0.15 * (top - low) - 0.5, top + 0.05 * (top - low) + 0.2)
+    )
+    axes.set_title(title, loc="left", fontsize=11, parse_math=False)
+    axes.locator_params(axis="x", integer=True)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right", frameon=False, fontsize=9)
+    return figure
+
+
+def strip_rows(strips: Mapping[str, np.ndarray]) -> "Figure":
+    """Strips of images, uint8 [height, width, 3], one below the other, each named at its left."""
+    height, width = next(iter(strips.values())).shape[:2]
+    wide = 7.2
+    figure = _figure(wide, len(strips) * (wide - 1) * height / width + 0.1)
+    for axes, (name, strip) in zip(figure.subplots(len(strips), 1, squeeze=False).flat, strips.items(), strict=True):
+        axes.imshow(strip, interpolation="nearest")
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+        axes.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9, parse_math=False)
+    return figure
 
 
 def learning_curves(history: Sequence[Mapping[str, Any]], selection: str, selected_epoch: int, title: str) -> "Figure":
@@ -53,6 +108,16 @@ def learning_curves(history: Sequence[Mapping[str, Any]], selection: str, select
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
     return figure
+
+
+def image_strip(images: np.ndarray) -> bytes:
+    """Images [count, height, width, channels] in [0, 1] side by side as a PNG file, a pixel for a pixel."""
+    row = np.concatenate(list(images), axis=1)
+    grey = row.shape[-1] == 1 or (row == row[..., :1]).all()
+    shown = row[..., 0] if grey else row[..., :3]
+    content = io.BytesIO()
+    Image.fromarray((shown * 255).round().astype(np.uint8)).save(content, "PNG", optimize=True)
+    return content.getvalue()
 
 
 def image_rows(rows: Mapping[str, np.ndarray], titles: Sequence[str]) -> "Figure":

@@ -7,6 +7,9 @@
     metrics.jsonl           a line an epoch
     curves.png, reconstructions.png
     result.json             written last: the run is finished
+    strips/                 of runs of an experiment: input.png, epoch-<n>.png, selected.png
+
+Beside the run folders of experiments lies failures.jsonl, a line for each run that failed.
 
 A folder appears with its configuration in it or not at all, and every later file replaces its
 predecessor in one step, so a run killed at any moment can be read and resumed.
@@ -42,6 +45,7 @@ FORMAT = 1
 """Version of the folder's layout; a folder of another version is refused, never guessed at."""
 
 CONFIG, PROVENANCE, RESULT = "config.json", "provenance.json", "result.json"
+STRIPS, FAILURES = "strips", "failures.jsonl"
 METRICS, WEIGHTS, CHECKPOINT = "metrics.jsonl", "model.safetensors", "checkpoint.safetensors"
 
 
@@ -116,11 +120,12 @@ def locked(path: Path) -> Iterator[None]:
     """Keep other processes from training in the same folder; a kill releases the lock.
 
     Raises:
-        RunError: another process holds it.
+        RunError: another process holds it, and goes on holding it for a second: one whose parent
+            was killed takes a moment to notice.
     """
     lock = filelock.FileLock(path / ".lock")
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=1)
     except filelock.Timeout as error:
         raise RunError(f"{path}: another process is training in this folder: wait for it or stop it") from error
     try:
@@ -146,11 +151,15 @@ def read_config(path: Path) -> dict[str, Any]:
 def parse(cls: type[_Config], section: Any, path: Path) -> _Config:
     """A configuration's section as its dataclass, strictly.
 
+    A field that has a default may be missing: the version that wrote the run did not have it yet,
+    and did what the default says.
+
     Raises:
-        RunError: fields are missing, there are others than the dataclass has, or it refuses a value.
+        RunError: other fields are missing or unknown, or the dataclass refuses a value.
     """
-    names = {field.name for field in dataclasses.fields(cls)}
-    if not isinstance(section, dict) or set(section) != names:
+    known = {field.name for field in dataclasses.fields(cls)}
+    needed = {field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING}
+    if not isinstance(section, dict) or not needed <= set(section) <= known:
         raise RunError(f"{path / CONFIG}: not a {cls.__name__} of this version: use the dualcaps version that wrote it")
     try:
         return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in section.items()})

@@ -106,6 +106,7 @@ def fit(
     out: str | Path | None = None,
     resume: bool = False,
     quiet: bool = False,
+    each_epoch: Callable[[dict[str, Any]], None] | None = None,
 ) -> Result:
     """Train a network and keep everything about it in a run folder.
 
@@ -120,6 +121,9 @@ def fit(
         resume: go on with the run in `out`, or the last of that name, where it stopped; a run that
             is finished is only read, one that does not exist is started.
         quiet: show no progress.
+        each_epoch: called with each epoch's line of metrics just before the epoch is kept, so that
+            after a kill it is called again for an epoch that was not; the model is at its end of
+            the epoch and must not be changed.
 
     Raises:
         ConfigError: data or device do not fit the network or machine, or the loss is not finite.
@@ -205,6 +209,8 @@ def fit(
                         "compiled": step.compiled,
                     }
                 )
+                if each_epoch:
+                    each_epoch(history[-1])
                 _save(path, model, optimiser, history, selected_on)
                 display.epoch_done(history[-1], selected_on)
         except (OSError, ConfigError):
@@ -226,20 +232,17 @@ def _open_run(
     path: Path, resume: bool, model: Network, data: ImageData, config: TrainConfig, session: dict[str, Any]
 ) -> Callable[[], None] | None:
     """Create the run folder and return what takes it back, or check that the existing one is of this very run."""
-    wanted = {
-        "model": dataclasses.asdict(model.config),
-        "training": dataclasses.asdict(config),
-        "data": dataclasses.asdict(data.options),
-        "classes": list(data.classes),
-    }
+    asked = {"model": model.config, "training": config, "data": data.options}
+    wanted = {section: dataclasses.asdict(settings) for section, settings in asked.items()}
     if not (resume and path.exists()):
         _check_space(path, model)
-        return runs.create_run(path, wanted, {"data": data.provenance, "sessions": [session]})
+        config_file = wanted | {"classes": list(data.classes)}
+        return runs.create_run(path, config_file, {"data": data.provenance, "sessions": [session]})
     existing = runs.read_config(path)
-    for section in ("model", "training", "data"):
-        known = existing[section]
+    for section, settings in asked.items():
+        known = runs.parse(type(settings), existing[section], path)
         for name, value in wanted[section].items():
-            before = tuple(known[name]) if isinstance(known.get(name), list) else known.get(name)
+            before = getattr(known, name)
             if before != value and name not in ("data_dir", "source", "compile"):  # the content's hash decides on these
                 option = "model" if name == "name" else name
                 raise RunError(

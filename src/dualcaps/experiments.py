@@ -1,0 +1,635 @@
+"""The paper's tables and figures, and controls for them, as named experiments; planned, run, resumed.
+
+An experiment is a set of networks on a set of data sets. `plan_runs` multiplies it by seeds and
+protocols, most informative runs first; `perform` trains one; `reproduce` trains all that are
+missing, each in a process of its own, so that a crash costs one run and a kill costs an epoch.
+"""
+
+import dataclasses
+import datetime
+import json
+import multiprocessing
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, TaskID, TextColumn
+from rich.progress import Progress as ProgressBars
+
+from dualcaps import runs
+from dualcaps.bench import count_operations, matrix_rate
+from dualcaps.data import DATA_SETS, ImageData, Split, load_data
+from dualcaps.errors import ConfigError, DataError, DualcapsError
+from dualcaps.explain import reconstruction_strips
+from dualcaps.inference import choose_device, choose_precision
+from dualcaps.models import ModelConfig, Network, count_parameters, create_model, describe
+from dualcaps.train import TrainConfig, fit
+
+Protocol = Literal["clean", "paper"]
+
+_STRIP_EPOCHS = 7  # as many as Figs. 8 and 9 show
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A network with switches other than its own.
+
+    Attributes:
+        model: its name in `MODELS`.
+        switches: fields of `ModelConfig` and their values.
+        as_large_as: choose the width that gives as many parameters as this network has.
+    """
+
+    model: str
+    switches: tuple[tuple[str, Any], ...] = ()
+    as_large_as: str = ""
+
+    def __str__(self) -> str:
+        words = [self.model, *(f"{name} {value}" for name, value in self.switches)]
+        return ", ".join([*words, f"as large as {self.as_large_as}"] if self.as_large_as else words)
+
+    def configure(self, image_shape: tuple[int, int, int], classes: int) -> ModelConfig:
+        """The network for these images."""
+        switches = dict(self.switches)
+        if self.as_large_as:
+            switches["width"] = width_to_match(self.model, self.as_large_as, image_shape, classes)
+        return _on_paper(self.model, image_shape, classes, **switches).config
+
+
+def width_to_match(model: str, other: str, image_shape: tuple[int, int, int], classes: int) -> int:
+    """The width with which `model` comes nearest to the parameter count of `other`."""
+    wanted = count_parameters(_on_paper(other, image_shape, classes))
+
+    def excess(width: int) -> int:
+        return count_parameters(_on_paper(model, image_shape, classes, width=width)) - wanted
+
+    low, high = 1, 2
+    while excess(high) < 0:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if excess(middle) < 0 else (low, middle)
+    return min(low, high, key=lambda width: abs(excess(width)))
+
+
+def _on_paper(model: str, image_shape: tuple[int, int, int], classes: int, **switches: Any) -> Network:
+    with torch.device("meta"):
+        return create_model(model, image_shape, classes, **switches)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A card: what is asked, on what, with which networks, and what the paper prints.
+
+    Attributes:
+        asks: the question, in words.
+        printed: the paper's answer.
+        networks: what is trained.
+        data: on which data sets, each with its split ("" for the set's own).
+        any_data: whether other data sets, one's own too, can be asked for.
+    """
+
+    asks: str
+    printed: str
+    networks: tuple[Variant, ...]
+    data: tuple[tuple[str, Split | Literal[""]], ...]
+    any_data: bool = False
+
+
+_CNN, _CAPSNET, _CONV, _CAPS, _DA = (
+    Variant(name) for name in ("cnn", "capsnet", "capsnet-conv-att", "capsnet-caps-att", "da-capsnet")
+)
+_FOUR = (_CAPSNET, _CONV, _CAPS, _DA)
+_EVERYWHERE: tuple[tuple[str, Split | Literal[""]], ...] = (
+    *(("digits", ""), ("coil-20", ""), ("coil-20", "views"), ("mnist", ""), ("fashion-mnist", "")),
+    *(("smallnorb", ""), ("svhn", ""), ("cifar-10", "")),
+)
+_CONTROLLED: tuple[tuple[str, Split | Literal[""]], ...] = (("digits", ""), ("coil-20", "views"), ("fashion-mnist", ""))
+
+
+def _with(model: str, **switches: Any) -> Variant:
+    return Variant(model, tuple(switches.items()))
+
+
+EXPERIMENTS: Mapping[str, Experiment] = {
+    "table-1": Experiment(
+        "Does the squash constant 0.5 do better than 1.0?",
+        "CIFAR-10 +0.50, Fashion-MNIST +1.59, SVHN +0.58 points",
+        (_with("capsnet", squash_constant=1.0), _CAPSNET),
+        (("cifar-10", ""), ("fashion-mnist", ""), ("svhn", "")),
+    ),
+    "table-2": Experiment(
+        "What does each attention module bring, alone and together? Figs. 11 to 13 draw the same runs.",
+        "da-capsnet over capsnet: CIFAR-10 +2.52, SVHN +3.46, Fashion-MNIST +1.57 points",
+        _FOUR,
+        (("cifar-10", ""), ("svhn", ""), ("fashion-mnist", "")),
+    ),
+    "table-4": Experiment(
+        "How do the CNN, capsnet and da-capsnet compare on all six data sets?",
+        "smallNORB 91.28, 96.93, 98.26 %; COIL-20 100, 98.38, 100 %; MNIST 100 % for all",
+        (_CNN, _CAPSNET, _DA),
+        (
+            *(("mnist", ""), ("cifar-10", ""), ("svhn", "")),
+            *(("fashion-mnist", ""), ("smallnorb", ""), ("coil-20", "")),
+        ),
+    ),
+    "figures-8-9": Experiment(
+        "How do reconstructions of Fashion-MNIST look after each of the first 7 epochs?",
+        "da-capsnet's have more classes, sharper features, less noise",
+        (_CAPSNET, _DA),
+        (("fashion-mnist", ""),),
+    ),
+    "figure-10": Experiment(
+        "After how many epochs does each network have all of MNIST's test images right?",
+        "capsnet 25, +conv 16, +caps 13, da-capsnet 8 epochs",
+        _FOUR,
+        (("mnist", ""),),
+    ),
+    "figure-14": Experiment(
+        "How do reconstructions of COIL-20 look?",
+        "da-capsnet's keep direction and texture better",
+        (_CAPSNET, _DA),
+        (("coil-20", ""),),
+    ),
+    "attention": Experiment(
+        "Does dual attention help, and which half of it? All five networks on every data set.",
+        "da-capsnet ahead of capsnet on all six data sets, by 0.15 to 3.46 points",
+        (_CNN, *_FOUR),
+        _EVERYWHERE,
+        any_data=True,
+    ),
+    "control-parameters": Experiment(
+        "Is it the attention, or the parameters? capsnet widened until it has as many as da-capsnet.",
+        "not in the paper",
+        (_CAPSNET, Variant("capsnet", as_large_as="da-capsnet"), _DA),
+        _CONTROLLED,
+        any_data=True,
+    ),
+    "control-gates": Experiment(
+        "Is the tanh gate with a residual better than squeeze and excitation's sigmoid?",
+        'not in the paper, which says that tanh is used where "mostly softmax or sigmoid" is',
+        (_DA, _with("da-capsnet", gate="sigmoid")),
+        _CONTROLLED,
+        any_data=True,
+    ),
+    "control-caps-attention": Experiment(
+        "Which reading of Caps-Attention? A gate for each number, for each vote, or the same layers for all votes.",
+        "not in the paper, which gives no widths",
+        (_DA, _with("da-capsnet", caps_attention="capsule"), _with("da-capsnet", caps_attention="shared")),
+        _CONTROLLED,
+        any_data=True,
+    ),
+    "control-routing": Experiment(
+        "Does routing help? 1, 3 and 5 iterations; with 1 all couplings are equal.",
+        "not in the paper",
+        tuple(_with(name, iterations=count) for name in ("capsnet", "da-capsnet") for count in (1, 3, 5)),
+        _CONTROLLED,
+        any_data=True,
+    ),
+    "control-update": Experiment(
+        "Does it matter whether routing adds agreement to the logits (Eq. 7) or replaces them (the Keras example)?",
+        "not in the paper",
+        tuple(_with(name, update=how) for name in ("capsnet", "da-capsnet") for how in ("accumulate", "replace")),
+        _CONTROLLED,
+        any_data=True,
+    ),
+}
+"""The named experiments; they share the runs that they have in common."""
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One training.
+
+    Attributes:
+        data: the data set or path, and `split` its split; the run's seed is the split's too.
+        network: what is trained.
+        training: how, seed and protocol included.
+        operations: what it costs, in multiplications and additions.
+    """
+
+    data: str
+    split: Split | Literal[""]
+    network: ModelConfig
+    training: TrainConfig
+    operations: float = field(compare=False)
+
+    @property
+    def name(self) -> str:
+        """What it is, in words."""
+        how = f"{self.training.protocol}, {self.training.epochs} epochs, seed {self.training.seed}"
+        return f"{describe(self.network)} on {self.where}, {how}"
+
+    @property
+    def where(self) -> str:
+        """The data set and its split."""
+        return f"{Path(self.data).stem} ({self.split})" if self.split else Path(self.data).stem
+
+    @property
+    def folder(self) -> Path:
+        """Where it is kept, below the folder of all runs; one for each combination of settings."""
+        how = [self.training.protocol, f"{self.training.epochs}-epochs"]
+        how += [self.training.precision] if self.training.precision != "auto" else []
+        parts = (self.where, describe(self.network), " ".join(how), f"seed {self.training.seed}")
+        return Path(*("-".join(part.translate(_PLAIN).split()) for part in parts))
+
+
+_PLAIN = str.maketrans("", "", "(),/")
+
+
+class Failure(NamedTuple):
+    """A run that failed, and why."""
+
+    run: str
+    reason: str
+
+
+def plan_runs(
+    experiments: Sequence[str] = (),
+    *,
+    seeds: int = 5,
+    data_sets: Sequence[str] = (),
+    protocols: Sequence[Protocol] = ("clean", "paper"),
+    training: TrainConfig | None = None,
+    data_dir: str | Path | None = None,
+) -> tuple[list[PlannedRun], list[Failure]]:
+    """The runs of some experiments, without repetition, in the order of what they tell.
+
+    All networks come with one seed before any comes with the next, the paper's own questions before
+    the controls, and quick data sets before slow ones.
+
+    Args:
+        experiments: names of `EXPERIMENTS`; all of them without.
+        seeds: how many, from 0.
+        data_sets: names or paths; without, those of each experiment.
+        protocols: see `TrainConfig.protocol`.
+        training: everything else about the training; seed and protocol in it do not count.
+        data_dir: where the data sets are looked for first.
+
+    Returns:
+        The runs, and the data sets that could not be loaded.
+
+    Raises:
+        ConfigError: an unknown experiment, nothing to run, or a number outside its range.
+    """
+    for name in experiments:
+        if name not in EXPERIMENTS:
+            raise ConfigError(f"unknown experiment {name!r}: choose from {', '.join(EXPERIMENTS)}")
+    if seeds < 1:
+        raise ConfigError(f"seeds must be at least 1, got {seeds}")
+    wanted: dict[tuple[str, Split | Literal[""]], dict[Variant, int]] = {}
+    for name in experiments or EXPERIMENTS:
+        experiment = EXPERIMENTS[name]
+        for place in _places(experiment, data_sets):
+            for variant in experiment.networks:
+                wanted.setdefault(place, {}).setdefault(variant, int(name.startswith("control-")))
+    if not wanted:
+        raise ConfigError(f"nothing to run: no chosen experiment is about {', '.join(data_sets)}")
+    training = training or TrainConfig()
+    planned: dict[PlannedRun, tuple[Any, ...]] = {}
+    missing = []
+    for (source, split), variants in wanted.items():
+        try:
+            data = load_data(source, data_dir=data_dir, split=split or None)
+        except DataError as error:
+            missing.append(Failure(f"{source} ({split})" if split else source, str(error)))
+            continue
+        images = len(data.train) + len(data.validation) + (len(data.validation) + len(data.test)) / 3
+        for number, (variant, tier) in enumerate(variants.items()):
+            network = variant.configure(data.image_shape, len(data.classes))
+            operations = training.epochs * images * count_operations(network)
+            for seed in range(seeds):
+                for protocol in protocols:
+                    how = dataclasses.replace(training, seed=seed, protocol=protocol)
+                    run = PlannedRun(source, split, network, how, operations)
+                    # Two variants may be one network: three iterations are the default.
+                    place = (seed, tier, images, source, split, protocols.index(protocol), number)
+                    planned[run] = min(place, planned.get(run, place))
+    return sorted(planned, key=planned.__getitem__), missing
+
+
+def _places(experiment: Experiment, data_sets: Sequence[str]) -> Iterable[tuple[str, Split | Literal[""]]]:
+    """Where an experiment is to be run: its own data sets as far as they are asked for, then others."""
+    own = [place for place in experiment.data if not data_sets or place[0] in data_sets]
+    others = [name for name in data_sets if name not in [place[0] for place in experiment.data]]
+    for name in others:
+        if name not in DATA_SETS and not Path(name).exists():
+            load_data(name)  # says what there is
+    return [*own, *((name, "") for name in others if experiment.any_data)]
+
+
+def perform(
+    run: PlannedRun,
+    out: Path,
+    *,
+    data_dir: str | Path | None = None,
+    say: Callable[[dict[str, Any]], None] | None = None,
+) -> None:
+    """Train one run to its end, or go on with it, and draw its reconstructions.
+
+    Args:
+        run: what to train.
+        out: the folder of all runs.
+        data_dir: where the data set is looked for first.
+        say: told each epoch's line of metrics.
+
+    Raises:
+        DualcapsError: as `load_data`, `create_model` and `fit`.
+        OSError: as `fit`.
+    """
+    folder = out / run.folder
+    data = load_data(run.data, data_dir=data_dir, split=run.split or None, split_seed=run.training.seed)
+    torch.manual_seed(run.training.seed)
+    switches = {
+        name: value
+        for name, value in dataclasses.asdict(run.network).items()
+        if name not in ("name", "image_shape", "num_classes")
+    }
+    model = create_model(run.network.name, data.image_shape, len(data.classes), **switches)
+
+    def each_epoch(line: dict[str, Any]) -> None:
+        if line["epoch"] <= _STRIP_EPOCHS:
+            _draw(folder, model, data, f"epoch-{line['epoch']}")
+        if say:
+            say(line)
+
+    fit(model, data, run.training, out=folder, resume=True, quiet=True, each_epoch=each_epoch)
+    _draw(folder, model, data, "selected")
+
+
+def _draw(folder: Path, model: Network, data: ImageData, name: str) -> None:
+    """Write a strip of reconstructions, and once the images that they are of."""
+    if model.decoder is None:
+        return
+    (folder / runs.STRIPS).mkdir(exist_ok=True)
+    for file, content in zip(("input", name), reconstruction_strips(model, data.test), strict=True):
+        runs.write_bytes(folder / runs.STRIPS / f"{file}.png", content)
+
+
+class Progress(NamedTuple):
+    """How far a grid of runs is.
+
+    run: the run that something is told of.
+    line: its last epoch's metrics; None when it starts, ends or fails.
+    ended: whether it ended just now.
+    failed: why, if it failed.
+    seconds_left: an estimate for all that is left.
+    """
+
+    run: PlannedRun
+    line: dict[str, Any] | None
+    ended: bool
+    failed: str | None
+    seconds_left: float
+
+
+def is_done(run: PlannedRun, out: Path) -> bool:
+    """Whether a run is finished, its pictures too."""
+    folder = out / run.folder
+    return runs.is_finished(folder) and (
+        run.network.decoder is False or (folder / runs.STRIPS / "selected.png").is_file()
+    )
+
+
+class Clock:
+    """Estimates what runs take, from what others took on this machine."""
+
+    def __init__(self, planned: Sequence[PlannedRun], out: Path, device: str) -> None:
+        place = choose_device(device)
+        self._like: dict[tuple[str, ModelConfig], float] = {}
+        self._all: list[float] = []
+        number_type = getattr(torch, choose_precision("auto", place))
+        # A first guess: small layers reach a fifth of what a large product does.
+        self._guess = 1 / (0.2 * matrix_rate(place, number_type, 1024))
+        for run in planned:
+            if is_done(run, out):
+                self.learn(run, runs.read_result(out / run.folder).get("training_seconds", 0.0))
+
+    def learn(self, run: PlannedRun, seconds: float) -> None:
+        """Take in what a run took."""
+        if seconds > 0:
+            self._like[run.data, run.network] = seconds / run.operations
+            self._all.append(seconds / run.operations)
+
+    def seconds(self, run: PlannedRun, epochs_done: int = 0) -> float:
+        """What is left of a run."""
+        usual = sorted(self._all)[len(self._all) // 2] if self._all else self._guess
+        rate = self._like.get((run.data, run.network), usual)
+        return _START_SECONDS + run.operations * rate * (1 - epochs_done / run.training.epochs)
+
+
+_START_SECONDS = 3.0
+
+
+def reproduce(
+    planned: Sequence[PlannedRun],
+    out: Path,
+    *,
+    jobs: int = 1,
+    budget: float | None = None,
+    data_dir: str | Path | None = None,
+    tell: Callable[[Progress], None],
+) -> list[Failure]:
+    """Train all runs that are not finished yet, and go on with those that were stopped.
+
+    Each run has a process of its own and a folder of its own below `out`. Whenever this is killed,
+    the next call goes on after the last epoch of each run.
+
+    Args:
+        planned: the runs, in the order to take them.
+        out: the folder of all runs; only one process at a time may work in it.
+        jobs: how many runs at once; on the CPU they share the cores.
+        budget: minutes after which to stop; a run is not started if it is unlikely to end by then,
+            and one that is under way is stopped, to be gone on with another time.
+        data_dir: where data sets are looked for first.
+        tell: told whenever something happens.
+
+    Returns:
+        The runs that failed, which `out/failures.jsonl` keeps too.
+
+    Raises:
+        ConfigError: `jobs` or `budget` outside its range.
+        RunError: another process works in `out`.
+    """
+    if jobs < 1:
+        raise ConfigError(f"jobs must be at least 1, got {jobs}")
+    if budget is not None and budget <= 0:
+        raise ConfigError(f"budget must be above 0 minutes, got {budget}")
+    out.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    failures: list[Failure] = []
+    with runs.locked(out):
+        waiting = [run for run in planned if not is_done(run, out)]
+        if not waiting:
+            return []
+        clock = Clock(planned, out, planned[0].training.device)
+        busy: dict[Connection, _Job] = {}
+
+        def left() -> float:
+            under_way = sum(clock.seconds(job.run, job.epochs) for job in busy.values())
+            return (sum(map(clock.seconds, waiting)) + under_way) / jobs
+
+        def time_left() -> float:
+            return float("inf") if budget is None else 60 * budget - (time.monotonic() - started)
+
+        try:
+            while True:
+                while len(busy) < jobs and (run := _next(waiting, clock, time_left())):
+                    waiting.remove(run)
+                    connection, job = _start(run, out, data_dir, jobs)
+                    busy[connection] = job
+                    tell(Progress(run, None, False, None, left()))
+                if not busy or time_left() <= 0:
+                    return failures
+                for connection in wait(list(busy), timeout=None if budget is None else time_left()):
+                    assert isinstance(connection, Connection)
+                    job = busy[connection]
+                    try:
+                        said = connection.recv()
+                    except EOFError:
+                        job.process.join()
+                        said = f"its process ended with code {job.process.exitcode}"
+                    if isinstance(said, dict):
+                        job.epochs = said["epoch"]
+                        tell(Progress(job.run, said, False, None, left()))
+                        continue
+                    del busy[connection]
+                    connection.close()
+                    job.process.join()
+                    if said is None:
+                        clock.learn(job.run, runs.read_result(out / job.run.folder)["training_seconds"])
+                    else:
+                        failures.append(Failure(job.run.name, said))
+                        note_failures(out, failures[-1:])
+                    tell(Progress(job.run, None, True, said, left()))
+        finally:
+            for job in busy.values():
+                job.process.kill()  # its last epoch is kept
+            for job in busy.values():
+                job.process.join()
+
+
+class GridDisplay:
+    """A line for each run that ends and, on a terminal, bars for the grid and the runs under way; on standard error."""
+
+    def __init__(self, planned: Sequence[PlannedRun], out: Path, budget: float | None) -> None:
+        self._console = Console(stderr=True, highlight=False, markup=False, emoji=False)
+        self._bars = ProgressBars(
+            TextColumn("{task.description}"),
+            BarColumn(20),
+            TextColumn("{task.fields[told]}"),
+            console=self._console,
+            disable=not self._console.is_terminal,
+            transient=True,
+        )
+        done = sum(is_done(run, out) for run in planned)
+        self._budget, self._started = budget, time.monotonic()
+        self._all = self._bars.add_task("runs", total=len(planned), completed=done, told=f"{done} of {len(planned)}")
+        self._total, self._done = len(planned), done
+        self._under_way: dict[PlannedRun, TaskID] = {}
+        self._last: dict[PlannedRun, dict[str, Any]] = {}
+
+    def __enter__(self) -> "GridDisplay":
+        self._bars.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bars.stop()
+
+    def tell(self, progress: Progress) -> None:
+        """Show what happened."""
+        run, line = progress.run, progress.line
+        if progress.ended:
+            if run in self._under_way:
+                self._bars.remove_task(self._under_way.pop(run))
+            self._done += 1
+            self._console.print(f"{self._done}/{self._total}  {run.name}: {self._outcome(progress)}", soft_wrap=True)
+        elif line is None:
+            self._under_way[run] = self._bars.add_task(run.name, total=run.training.epochs, told="starting")
+        else:
+            self._last[run] = line
+            told = f"epoch {line['epoch']}, {_accuracy(line)}, {line['images_per_second']:,.0f} images/s"
+            self._bars.update(self._under_way[run], completed=line["epoch"], told=told)
+        left = datetime.timedelta(seconds=round(progress.seconds_left))
+        until = ""
+        if self._budget is not None:
+            rest = max(0.0, 60 * self._budget - (time.monotonic() - self._started))
+            until = f", {datetime.timedelta(seconds=round(rest))} of the budget"
+        self._bars.update(self._all, completed=self._done, told=f"{self._done} of {self._total}, {left} left{until}")
+
+    def _outcome(self, progress: Progress) -> str:
+        if progress.failed is not None:
+            return f"failed: {progress.failed}"
+        last = self._last.get(progress.run)
+        if last is None:
+            return "done"
+        return f"{_accuracy(last)} after the last epoch, {last['images_per_second']:,.0f} images/s"
+
+
+def _accuracy(line: Mapping[str, Any]) -> str:
+    name = "validation" if "validation_accuracy" in line else "test"
+    return f"{name} {100 * line[f'{name}_accuracy']:.2f} %"
+
+
+@dataclass
+class _Job:
+    run: PlannedRun
+    process: BaseProcess
+    epochs: int = 0
+
+
+def _next(waiting: Sequence[PlannedRun], clock: Clock, seconds: float) -> PlannedRun | None:
+    """The first run that can end in time."""
+    return next((run for run in waiting if clock.seconds(run) <= seconds), None)
+
+
+def _start(run: PlannedRun, out: Path, data_dir: str | Path | None, jobs: int) -> tuple[Connection, _Job]:
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    threads = max(1, torch.get_num_threads() // jobs)
+    process = context.Process(target=_work, args=(theirs, run, out, data_dir, threads))
+    process.start()
+    theirs.close()
+    return ours, _Job(run, process)
+
+
+def _work(connection: Connection, run: PlannedRun, out: Path, data_dir: str | Path | None, threads: int) -> None:
+    """In a process of its own: train one run, send each epoch's metrics, then None or why it failed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+    torch.set_num_threads(threads)
+    try:
+        perform(run, out, data_dir=data_dir, say=connection.send)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (DualcapsError, OSError) as error:
+        connection.send(str(error))
+    except Exception as error:
+        connection.send(f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}")
+    else:
+        connection.send(None)
+
+
+def note_failures(out: Path, failures: Iterable[Failure]) -> None:
+    """Keep failures in `out/failures.jsonl`."""
+    when = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / runs.FAILURES).open("a") as file:
+        file.writelines(json.dumps({"when": when, **failure._asdict()}) + "\n" for failure in failures)
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,317 @@
+"""One record a run: what a report is made of, read from run folders or from CSV files.
+
+A folder of records holds `runs.csv` (a line a run), `epochs.csv` (a line an epoch),
+`failures.csv` and `strips/<run>/` with the reconstructions that were kept; both ways of reading
+give the same records. In `copies.csv` (columns data, copy, same_pixels) one may name what a data
+set's files are where they are not the official ones.
+"""
+
+import csv
+import dataclasses
+import hashlib
+import io
+import json
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dualcaps import runs
+from dualcaps.errors import RunError
+from dualcaps.models import ModelConfig, describe
+
+RUNS, EPOCHS, FAILED, COPIES = "runs.csv", "epochs.csv", "failures.csv", "copies.csv"
+
+
+class Epoch(NamedTuple):
+    """One epoch: accuracies 0 to 1, `accuracy` on the part that the epoch was selected on."""
+
+    epoch: int
+    loss: float
+    train_accuracy: float
+    accuracy: float
+    seconds: float
+    images_per_second: float
+
+
+@dataclass(frozen=True)
+class Record:
+    """One finished run.
+
+    Attributes:
+        run: a name that follows from its settings, data and device.
+        data: data set, with its split where it is not the set's own.
+        network: as `dualcaps.models.describe` calls it.
+        protocol: "clean" or "paper".
+        seed: of weights, order and split.
+        epochs: how many were trained.
+        precision: number type of the layers.
+        parameters: learned numbers, the decoder's included.
+        selected_epoch: whose weights were kept.
+        selection_accuracy: on the part it was selected on, 0 to 1.
+        test_accuracy: of the kept weights, 0 to 1.
+        training_images, validation_images, test_images: in each part.
+        training_seconds: of all epochs, without evaluation.
+        images_per_second: in training, the median over the epochs.
+        official: whether the files are the official ones; None where there are none.
+        sha256: of the images and their split.
+        device, processor, threads, torch, dualcaps, commit, started: with what and when it was
+            last started.
+        settings: everything that was asked for, as JSON.
+        history: an entry an epoch.
+    """
+
+    run: str
+    data: str
+    network: str
+    protocol: str
+    seed: int
+    epochs: int
+    precision: str
+    parameters: int
+    selected_epoch: int
+    selection_accuracy: float
+    test_accuracy: float
+    training_images: int
+    validation_images: int
+    test_images: int
+    training_seconds: float
+    images_per_second: float
+    official: bool | None
+    sha256: str
+    device: str
+    processor: str
+    threads: int
+    torch: str
+    dualcaps: str
+    commit: str
+    started: str
+    settings: str
+    history: tuple[Epoch, ...] = dataclasses.field(repr=False)
+
+    @property
+    def model(self) -> Mapping[str, Any]:
+        """The network's configuration."""
+        return json.loads(self.settings)["model"]
+
+    @property
+    def condition(self) -> str:
+        """What runs must share to be averaged or compared: all of the training and the data but seeds."""
+        settings = json.loads(self.settings)
+        settings["training"].pop("seed")
+        settings["data"].pop("split_seed")
+        return json.dumps([settings["training"], settings["data"], self.precision])
+
+
+class Copy(NamedTuple):
+    """What a data set's files are where they are not the official ones.
+
+    name: in a few words.
+    same_pixels: whether the images are the official ones all the same.
+    """
+
+    name: str
+    same_pixels: bool
+
+
+@dataclass(frozen=True)
+class Records:
+    """What a report is made of.
+
+    Attributes:
+        runs: the finished runs, in the order of data, network, protocol, epochs and seed.
+        unfinished: how many run folders hold a run that is not finished.
+        failures: names of runs that failed, or of data sets that were not found, and why; without
+            those that have been finished since.
+        copies: by data set, what its files are.
+        strips: by run, the folder of its reconstructions.
+    """
+
+    runs: tuple[Record, ...]
+    unfinished: int
+    failures: tuple[tuple[str, str], ...]
+    copies: Mapping[str, Copy]
+    strips: Mapping[str, Path]
+
+
+def read_records(sources: Sequence[str | Path]) -> Records:
+    """Read run folders, folders of them at any depth, and folders of records.
+
+    Of two records of one run the later source's counts.
+
+    Raises:
+        RunError: a source that is no folder, or files that are damaged.
+    """
+    found: dict[str, Record] = {}
+    strips: dict[str, Path] = {}
+    failures: dict[str, str] = {}
+    copies: dict[str, Copy] = {}
+    unfinished = 0
+    for source in map(Path, sources):
+        if not source.is_dir():
+            raise RunError(f"{source}: no such folder: name run folders, or a folder of them")
+        if (source / COPIES).is_file():
+            for line in _read_csv(source / COPIES, ("data", "copy", "same_pixels")):
+                copies[line["data"]] = Copy(line["copy"], line["same_pixels"] == "yes")
+        if (source / RUNS).is_file():
+            for record in _read_table(source):
+                found[record.run] = record
+                if (folder := source / runs.STRIPS / record.run).is_dir():
+                    strips[record.run] = folder
+            if (source / FAILED).is_file():
+                failures.update((line["run"], line["reason"]) for line in _read_csv(source / FAILED, ("run", "reason")))
+            continue
+        for file in sorted(source.rglob(runs.FAILURES)):
+            failures.update(_read_failures(file))
+        for config in sorted(source.rglob(runs.CONFIG)):
+            folder = config.parent
+            if not runs.is_finished(folder):
+                unfinished += 1
+                continue
+            record = _read_run(folder)
+            found[record.run] = record
+            if (folder / runs.STRIPS).is_dir():
+                strips[record.run] = folder / runs.STRIPS
+    ordered = sorted(found.values(), key=lambda r: (r.data, r.network, r.protocol, r.epochs, r.seed, r.run))
+    done = {name for record in ordered for name in (_name(record), record.data)}
+    still = tuple(sorted((run, reason) for run, reason in failures.items() if run not in done))
+    return Records(tuple(ordered), unfinished, still, copies, strips)
+
+
+def write_records(records: Records, out: Path) -> None:
+    """Write the records as CSV files; the strips and `copies.csv` stay where they are.
+
+    Raises:
+        OSError: they cannot be written; what was there stays.
+    """
+    columns = [field.name for field in dataclasses.fields(Record) if field.name != "history"]
+    _write_csv(out / RUNS, columns, ([_text(getattr(r, name)) for name in columns] for r in records.runs))
+    epochs = ([r.run, *map(_text, epoch)] for r in records.runs for epoch in r.history)
+    _write_csv(out / EPOCHS, ["run", *Epoch._fields], epochs)
+    _write_csv(out / FAILED, ["run", "reason"], records.failures)
+
+
+def _name(record: Record) -> str:
+    """As a planned run is called; it names the failures."""
+    return f"{record.network} on {record.data}, {record.protocol}, {record.epochs} epochs, seed {record.seed}"
+
+
+def _read_run(folder: Path) -> Record:
+    config, provenance = runs.read_config(folder), runs.read_provenance(folder)
+    result, metrics = runs.read_result(folder), runs.read_metrics(folder)
+    model = runs.parse(ModelConfig, config["model"], folder)
+    settings = {
+        "model": dataclasses.asdict(model),
+        # Where it ran and whether it was compiled is another matter than what was asked for.
+        "training": _without(config["training"], "device", "compile"),
+        "data": _without(config["data"], "data_dir") | {"source": Path(config["data"]["source"]).stem},
+    }
+    try:
+        session, data = provenance["sessions"][-1], provenance["data"]
+        training, split = settings["training"], settings["data"]["split"]
+        selected_on = "test" if training["protocol"] == "paper" else "validation"
+        history = tuple(
+            Epoch(
+                line["epoch"],
+                *(round(line[name], 6) for name in ("loss", "train_accuracy", f"{selected_on}_accuracy")),
+                *(round(line[name], 3) for name in ("seconds", "images_per_second")),
+            )
+            for line in metrics
+        )
+        text = json.dumps(settings)
+        identity = json.dumps([text, data["sha256"], session["device"], result["precision"]])
+        return Record(
+            run=hashlib.sha256(identity.encode()).hexdigest()[:12],
+            data=f"{settings['data']['source']} ({split})" if split else settings["data"]["source"],
+            network=describe(model),
+            protocol=training["protocol"],
+            seed=training["seed"],
+            epochs=len(history),
+            precision=result["precision"],
+            parameters=result["parameters"],
+            selected_epoch=result["selected_epoch"],
+            selection_accuracy=round(result[f"{selected_on}_accuracy"], 6),
+            test_accuracy=round(result["test_accuracy"], 6),
+            training_images=data["images"]["train"],
+            validation_images=data["images"]["validation"],
+            test_images=data["images"]["test"],
+            training_seconds=round(result["training_seconds"], 3),
+            images_per_second=round(statistics.median(epoch.images_per_second for epoch in history), 1),
+            official=data["official"],
+            sha256=data["sha256"],
+            device=session["device"],
+            processor=session["processor"],
+            threads=session["threads"],
+            torch=session["versions"]["torch"],
+            dualcaps=session["versions"]["dualcaps"],
+            commit=session["commit"] or "",
+            started=session["started"],
+            settings=text,
+            history=history,
+        )
+    except (KeyError, IndexError, TypeError, statistics.StatisticsError) as error:
+        raise RunError(f"{folder}: damaged ({type(error).__name__}: {error}): train again") from error
+
+
+def _without(section: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in section.items() if name not in names}
+
+
+def _read_table(folder: Path) -> list[Record]:
+    columns = [field.name for field in dataclasses.fields(Record) if field.name != "history"]
+    history: dict[str, list[Epoch]] = {}
+    types = {field.name: field.type for field in dataclasses.fields(Record)}
+    try:
+        for line in _read_csv(folder / EPOCHS, ("run", *Epoch._fields)):
+            numbers = [float(line[name]) for name in Epoch._fields[1:]]
+            history.setdefault(line["run"], []).append(Epoch(int(line["epoch"]), *numbers))
+        return [
+            Record(
+                **{name: _value(types[name], line[name]) for name in columns},
+                history=tuple(history.get(line["run"], [])),
+            )
+            for line in _read_csv(folder / RUNS, columns)
+        ]
+    except (ValueError, TypeError) as error:
+        raise RunError(f"{folder / RUNS}: damaged ({error}): make it again from the run folders") from error
+
+
+def _read_failures(file: Path) -> dict[str, str]:
+    try:
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        return {line["run"]: line["reason"] for line in lines}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{file}: damaged ({error}): remove it") from error
+
+
+def _read_csv(file: Path, columns: Iterable[str]) -> list[dict[str, str]]:
+    try:
+        with file.open(newline="") as opened:
+            reader = csv.DictReader(opened)
+            lines = list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise RunError(f"{file}: cannot be read ({error})") from error
+    if missing := set(columns) - set(reader.fieldnames or ()):
+        raise RunError(f"{file}: no column {min(missing)}: not written by this version of dualcaps")
+    if any(None in line or None in line.values() for line in lines):
+        raise RunError(f"{file}: damaged (lines of different lengths): make it again from the run folders")
+    return lines
+
+
+def _write_csv(file: Path, columns: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(lines)
+    runs.write_bytes(file, text.getvalue().encode())
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else {"True": "yes", "False": "no"}.get(str(value), str(value))
+
+
+def _value(kind: Any, text: str) -> Any:
+    if kind == bool | None:
+        return {"": None, "yes": True, "no": False}[text]
+    return kind(text)

@@ -1,0 +1,633 @@
+"""What the runs say, beside what the paper printed: Markdown, one HTML page without links to the outside, CSV.
+
+`write_report` makes everything from `Records`, so that committed records give the same files again.
+"""
+
+import base64
+import csv
+import html
+import io
+import math
+import re
+import shutil
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dualcaps import paper, runs
+from dualcaps.compare import (
+    RULE,
+    Cell,
+    Finding,
+    Interval,
+    accuracy,
+    cells,
+    difference,
+    epochs_to,
+    first_five,
+    judge,
+    spread,
+)
+from dualcaps.errors import RunError
+from dualcaps.paper import Printed
+from dualcaps.plots import accuracy_bands, png, strip_rows, svg
+from dualcaps.records import Record, Records, read_records, write_records
+
+_DATA = ("mnist", "fashion-mnist", "cifar-10", "svhn", "smallnorb", "coil-20", "coil-20 (views)", "digits")
+_NETWORKS = ("cnn", "capsnet", "capsnet-conv-att", "capsnet-caps-att", "da-capsnet", "sabour-capsnet")
+_THRESHOLDS = {
+    "mnist": (98.0, 99.0, 99.5, 100.0),
+    "fashion-mnist": (80.0, 85.0, 90.0, 92.0),
+    "cifar-10": (50.0, 60.0, 70.0, 75.0),
+    "svhn": (50.0, 80.0, 90.0, 94.0),
+    "smallnorb": (80.0, 85.0, 90.0, 93.0),
+    "coil-20": (90.0, 95.0, 99.0, 100.0),
+    "digits": (90.0, 95.0, 98.0, 99.0),
+}
+_OTHER_THRESHOLDS = (50.0, 80.0, 90.0, 95.0)
+_FIGURES = {"cifar-10": "Fig. 11", "fashion-mnist": "Fig. 12", "svhn": "Fig. 13"}
+_PROTOCOLS = ("paper", "clean")
+_NOT_RUN = "not run"
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """A file of the report and what it shows."""
+
+    name: str
+    content: bytes
+    caption: str
+
+
+def write_report(sources: Sequence[str | Path], out: str | Path) -> Path:
+    """Write the report on some runs.
+
+    Into `out` go `index.html`, which holds everything; `RESULTS.md` with `figures/`; `findings.csv`, a
+    line for each printed number; and the records themselves (`runs.csv`, `epochs.csv`,
+    `failures.csv`, `strips/`), from which the same report can be made again.
+
+    Args:
+        sources: run folders, folders of them, or folders of records.
+        out: where to write; what a former report left there is replaced.
+
+    Returns:
+        The page, `out/index.html`.
+
+    Raises:
+        RunError: no finished run, or damaged files.
+        OSError: something cannot be written.
+    """
+    records, out = read_records(sources), Path(out)
+    if not records.runs:
+        raise RunError(f"{', '.join(map(str, sources))}: no finished run: train with dualcaps reproduce or train first")
+    text, pictures = _compose(records)
+    page = _page(text, pictures)
+    findings = _findings_csv([judge(printed, records) for printed in paper.PRINTED], records)
+    (out / "figures").mkdir(parents=True, exist_ok=True)
+    _keep_strips(records, out)
+    write_records(records, out)
+    for picture in pictures:
+        runs.write_bytes(out / "figures" / picture.name, picture.content)
+    for old in set((out / "figures").iterdir()) - {out / "figures" / picture.name for picture in pictures}:
+        if old.suffix in (".svg", ".png"):
+            old.unlink()
+    runs.write_bytes(out / "findings.csv", findings.encode())
+    runs.write_bytes(out / "RESULTS.md", text.encode())
+    runs.write_bytes(out / "index.html", page.encode())
+    return out / "index.html"
+
+
+def _compose(records: Records) -> tuple[str, list[_Picture]]:
+    """The whole report as Markdown, and its pictures."""
+    table = cells(records)
+    findings = [judge(printed, records) for printed in paper.PRINTED]
+    pictures: list[_Picture] = []
+    sections = [
+        _opening(records, findings),
+        _attention(records, table),
+        f"## The rule\n\n{RULE}",
+        *(_printed_table(where, findings, records, table) for where in ("Table 1", "Table 2", "Table 4")),
+        _epochs_needed(records, findings, table),
+        _curves(records, table, pictures),
+        _reconstructions(records, table, pictures),
+        _controls(records, table),
+        _protocols(records, table),
+        _everything(records, table),
+        _provenance(records),
+        _decisions(),
+    ]
+    return "\n\n".join(sections) + "\n", pictures
+
+
+def _opening(records: Records, findings: Sequence[Finding]) -> str:
+    counts = Counter(finding.verdict for finding in findings)
+    verdicts = ", ".join(
+        f"{counts[verdict]} {verdict}" for verdict in ("reproduced", "not reproduced", "inconclusive", _NOT_RUN)
+    )
+    lines = [
+        "# DA-CapsNet, run again",
+        'Every number that Huang & Zhou, "DA-CapsNet: dual attention mechanism capsule network" (Scientific Reports '
+        "10, 11383, 2020) prints of its results, with ours beside it. The authors published no code; where the text is "
+        "silent, the numbered decisions at the end say what was done.",
+        f"**{len(records.runs):,} finished runs; of {len(findings)} printed numbers: {verdicts}.** "
+        "Accuracies are of the test set, in %, mean ± standard deviation over n seeds; differences are in percentage "
+        "points with their 95 % interval.",
+    ]
+    if records.unfinished:
+        lines.append(f"{records.unfinished} more runs are not finished and not counted.")
+    return "\n\n".join(lines)
+
+
+def _attention(records: Records, table: dict[tuple[str, str, str], Cell]) -> str:
+    """Gains over the baseline, and over the baseline with as many parameters."""
+    rows = []
+    for data, protocol in _conditions(table):
+        baseline = table.get((data, "capsnet", protocol))
+        widened = _widened(table, data, protocol)
+        da = table.get((data, "da-capsnet", protocol))
+        if not baseline:
+            continue
+        gains = [
+            _gain(table.get((data, network, protocol)), baseline)
+            for network in ("capsnet-conv-att", "capsnet-caps-att", "da-capsnet")
+        ]
+        rows.append([_named(data, records), protocol, str(baseline.epochs), *gains, _gain(da, widened)])
+    head = ["data", "protocol", "epochs", "Conv-Attention", "Caps-Attention", "both", "both, over widened capsnet"]
+    text = (
+        "## Does dual attention help?\n\nGains over `capsnet`, in points. The last column compares `da-capsnet` with "
+        "`capsnet` widened until it has as many parameters, which the paper did not. An interval that does not hold "
+        "zero is in bold."
+    )
+    return f"{text}\n\n{_markdown(head, rows)}"
+
+
+def _gain(ours: Cell | None, baseline: Cell | None) -> str:
+    if ours is None or baseline is None:
+        return _NOT_RUN
+    return _points(difference(ours.values(accuracy), baseline.values(accuracy)))
+
+
+def _widened(table: dict[tuple[str, str, str], Cell], data: str, protocol: str) -> Cell | None:
+    names = [n for d, n, p in table if (d, p) == (data, protocol) and re.fullmatch(r"capsnet, width \d+", n)]
+    return table[data, min(names), protocol] if names else None
+
+
+def _printed_table(
+    where: str, findings: Sequence[Finding], records: Records, table: dict[tuple[str, str, str], Cell]
+) -> str:
+    titles = {
+        "Table 1": "Table 1: the squash constant",
+        "Table 2": "Table 2: the four networks",
+        "Table 4": "Table 4: smallNORB, COIL-20, MNIST",
+    }
+    rows = []
+    for finding in findings:
+        printed = finding.printed
+        if printed.where == where:
+            columns = [_ours(table, printed, protocol) for protocol in _PROTOCOLS]
+            rows.append(
+                [
+                    _named(printed.data, records),
+                    _what(printed),
+                    f"{printed.value:+.2f}" if "gain" in printed.quantity else f"{printed.value:.2f}",
+                    *columns,
+                    _NOT_RUN if finding.difference is None else _points(finding.difference, count=False),
+                    str(finding.epochs or ""),
+                    _verdict(finding),
+                ]
+            )
+    head = [
+        *("data", "network", "printed", "ours, `paper`", "ours, `clean`"),
+        *("ours − printed", "epochs", "verdict"),
+    ]
+    return f"## {titles[where]}\n\n{_markdown(head, rows)}"
+
+
+def _what(printed: Printed) -> str:
+    if printed.quantity == "accuracy":
+        return printed.network
+    over = f"{printed.network} over {printed.baseline}"
+    return f"{over}, mean of epochs 1 to 5" if printed.quantity == "first-five gain" else over
+
+
+def _ours(table: dict[tuple[str, str, str], Cell], printed: Printed, protocol: str) -> str:
+    cell = table.get((printed.data, printed.network, protocol))
+    baseline = table.get((printed.data, printed.baseline, protocol))
+    of = first_five if printed.quantity == "first-five gain" else accuracy
+    if not cell or (printed.baseline and not baseline) or (of is first_five and cell.epochs < 5):
+        return _NOT_RUN
+    if baseline:
+        return _points(difference(cell.values(of), baseline.values(of)))
+    return _mean(list(cell.values(of).values()))
+
+
+def _epochs_needed(records: Records, findings: Sequence[Finding], table: dict[tuple[str, str, str], Cell]) -> str:
+    text = [
+        "## Fig. 10 and Table 4: how fast the networks learn",
+        "The paper counts the epochs until every test image of MNIST is right:",
+    ]
+    rows = []
+    for finding in findings:
+        if finding.printed.quantity == "epochs to 100 %":
+            ours = _NOT_RUN if finding.verdict == _NOT_RUN else "never"
+            ours = f"{finding.ours.mean:.1f} (n = {finding.ours.n})" if finding.ours else ours
+            printed = f"{finding.printed.value:.0f}"
+            rows.append([finding.printed.network, printed, ours, str(finding.epochs or ""), _verdict(finding)])
+    text.append(_markdown(["network", "printed, epochs to 100 %", "ours", "epochs trained", "verdict"], rows))
+    text.append(
+        "The first epoch that reaches a threshold on the part that the epoch is selected on (the test set with "
+        "protocol `paper`, held-out training images with `clean`): mean over the seeds that reach it, and how many do."
+    )
+    for data in _in_order({data for data, _, _ in table}, _DATA):
+        thresholds = _THRESHOLDS.get(data.split(" (")[0], _OTHER_THRESHOLDS)
+        rows = []
+        for protocol in _PROTOCOLS:
+            for network in _in_order({n for d, n, p in table if (d, p) == (data, protocol)}, _NETWORKS):
+                cell = table[data, network, protocol]
+                reached = [_reached(cell, threshold) for threshold in thresholds]
+                early = _mean(list(cell.values(first_five).values())) if cell.epochs >= 5 else _NOT_RUN
+                rows.append([protocol, network, str(cell.epochs), *reached, early])
+        head = ["protocol", "network", "epochs", *(f"{t:g} %" for t in thresholds), "mean of epochs 1 to 5"]
+        text += [f"### {_named(data, records)}", _markdown(head, rows)]
+    return "\n\n".join(text)
+
+
+def _reached(cell: Cell, threshold: float) -> str:
+    epochs = [epoch for record in cell.records if (epoch := epochs_to(record, threshold)) is not None]
+    if not epochs:
+        return "–"
+    return f"{statistics.fmean(epochs):.1f} ({len(epochs)} of {len(cell.records)})"
+
+
+def _curves(records: Records, table: dict[tuple[str, str, str], Cell], pictures: list[_Picture]) -> str:
+    text = [
+        "## Figs. 11 to 13: accuracy against epoch",
+        "Mean over the seeds, the band is one standard deviation to each side. Protocol `paper`: accuracy on the test "
+        "set, as the paper drew it; `clean`: on held-out training images.",
+    ]
+    for data, figure in _FIGURES.items():
+        if not any(d == data for d, _, _ in table):
+            text.append(f"{figure} ({data}): {_NOT_RUN}.")
+    for data, protocol in _conditions(table):
+        networks = _in_order({n for d, n, p in table if (d, p) == (data, protocol)}, (*_NETWORKS[1:5], "cnn"))
+        curves = {
+            network: np.array([[100 * e.accuracy for e in r.history] for r in table[data, network, protocol].records])
+            for network in networks
+            if network in _NETWORKS
+        }
+        if not curves:
+            continue
+        part = "test set" if protocol == "paper" else "held-out training images"
+        n = max(len(values) for values in curves.values())
+        number = f"{_FIGURES[data]}: " if data in _FIGURES and protocol == "paper" else ""
+        caption = f"{number}{_named(data, records)}, accuracy on the {part}, protocol {protocol}, n = {n}"
+        name = f"curves-{_file_name(data)}-{protocol}.svg"
+        pictures.append(_Picture(name, svg(accuracy_bands(curves, f"{data}, {part}")), caption))
+        text.append(_image(pictures[-1]))
+    return "\n\n".join(text)
+
+
+def _reconstructions(records: Records, table: dict[tuple[str, str, str], Cell], pictures: list[_Picture]) -> str:
+    text = [
+        "## Figs. 8, 9 and 14: reconstructions",
+        "Test images, one of each class, and what the decoder makes of the pose of their predicted class.",
+    ]
+    for figure, network in (("Fig. 8", "capsnet"), ("Fig. 9", "da-capsnet")):
+        record = _drawn(records, table, "fashion-mnist", network)
+        if record is None:
+            text.append(f"{figure} (fashion-mnist, {network}): {_NOT_RUN}.")
+            continue
+        folder = records.strips[record.run]
+        epochs = sorted((int(f.stem.partition("-")[2]), f) for f in folder.glob("epoch-*.png"))
+        rows = {"input": folder / "input.png"} | {f"epoch {number}": file for number, file in epochs}
+        caption = f"{figure}: Fashion-MNIST, {network} after each of the first epochs, {_which(record)}"
+        name = f"{_file_name(figure)}-{network}.png"
+        pictures.append(_Picture(name, png(strip_rows(_strips(rows))), caption))
+        text.append(_image(pictures[-1]))
+    for data, figure in (("coil-20", "Fig. 14"), *((d, "") for d in _DATA if d != "coil-20")):
+        drawn = {n: r for n in ("capsnet", "da-capsnet") if (r := _drawn(records, table, data, n))}
+        if not drawn:
+            if figure:
+                text.append(f"{figure} ({data}): {_NOT_RUN}.")
+            continue
+        folders = {network: records.strips[record.run] for network, record in drawn.items()}
+        rows = {"input": next(iter(folders.values())) / "input.png"}
+        rows |= {network: folder / "selected.png" for network, folder in folders.items()}
+        label = f"{figure}: {_named(data, records)}" if figure else _named(data, records)
+        caption = f"{label}, selected epoch, {_which(next(iter(drawn.values())))}"
+        pictures.append(_Picture(f"reconstructions-{_file_name(data)}.png", png(strip_rows(_strips(rows))), caption))
+        text.append(_image(pictures[-1]))
+    return "\n\n".join(text)
+
+
+def _drawn(records: Records, table: dict[tuple[str, str, str], Cell], data: str, network: str) -> Record | None:
+    """The run whose reconstructions are shown: the first seed's, of the paper's protocol if there is one."""
+    for protocol in _PROTOCOLS:
+        if cell := table.get((data, network, protocol)):
+            for record in cell.records:
+                if (folder := records.strips.get(record.run)) and (folder / "selected.png").is_file():
+                    return record
+    return None
+
+
+def _which(record: Record) -> str:
+    return f"protocol {record.protocol}, {record.epochs} epochs, seed {record.seed}"
+
+
+def _strips(files: dict[str, Path]) -> dict[str, np.ndarray]:
+    from PIL import Image
+
+    strips = {}
+    for name, file in files.items():
+        try:
+            strips[name] = np.asarray(Image.open(file).convert("RGB"))
+        except OSError as error:
+            raise RunError(f"{file}: cannot be read ({error}): run the experiment again") from error
+    return strips
+
+
+def _keep_strips(records: Records, out: Path) -> None:
+    """Copy the reconstructions that the report shows next to the records."""
+    table = cells(records)
+    shown = {
+        record.run
+        for data in _DATA
+        for network in ("capsnet", "da-capsnet")
+        if (record := _drawn(records, table, data, network))
+    }
+    for run in sorted(shown):
+        target = out / runs.STRIPS / run
+        if records.strips[run].resolve() != target.resolve():
+            target.mkdir(parents=True, exist_ok=True)
+            for file in sorted(records.strips[run].glob("*.png")):
+                runs.write_bytes(target / file.name, file.read_bytes())
+    if (out / runs.STRIPS).is_dir():
+        for old in (out / runs.STRIPS).iterdir():
+            if old.name not in shown and old.name not in {run for run, kept in records.strips.items() if kept == old}:
+                shutil.rmtree(old)
+
+
+def _controls(records: Records, table: dict[tuple[str, str, str], Cell]) -> str:
+    """Networks that differ in a switch, each beside the network that it differs from."""
+    rows = []
+    for data, protocol in _conditions(table):
+        for network in sorted({n for d, n, p in table if (d, p) == (data, protocol) and n not in _NETWORKS}):
+            cell, usual = table[data, network, protocol], network.partition(", ")[0]
+            baseline = table.get((data, usual, protocol))
+            rows.append(
+                [
+                    _named(data, records),
+                    protocol,
+                    network,
+                    f"{cell.records[0].parameters:,}",
+                    _mean(list(cell.values(accuracy).values())),
+                    f"{usual} {_mean(list(baseline.values(accuracy).values()))}" if baseline else f"{usual} {_NOT_RUN}",
+                    _gain(cell, baseline),
+                ]
+            )
+    head = ["data", "protocol", "network", "parameters", "accuracy", "instead of", "difference"]
+    text = (
+        "## Controls\n\nWhat the paper did not try. With `iterations 1` all couplings are equal: routing does nothing. "
+        "`gate sigmoid` is squeeze and excitation in place of the tanh gates with a residual; `width` widens `capsnet` "
+        "to the parameters of `da-capsnet`; `update replace` is the Keras example's routing."
+    )
+    return f"{text}\n\n{_markdown(head, rows) if rows else f'Controls: {_NOT_RUN}.'}"
+
+
+def _protocols(records: Records, table: dict[tuple[str, str, str], Cell]) -> str:
+    rows = []
+    for data in _in_order({data for data, _, _ in table}, _DATA):
+        for network in _in_order({n for d, n, _ in table if d == data}, _NETWORKS):
+            paper_cell, clean_cell = (table.get((data, network, protocol)) for protocol in _PROTOCOLS)
+            if paper_cell and clean_cell and paper_cell.epochs == clean_cell.epochs:
+                gap = difference(paper_cell.values(accuracy), clean_cell.values(accuracy))
+                rows.append(
+                    [
+                        *(_named(data, records), network, str(paper_cell.epochs)),
+                        *(_mean(list(cell.values(accuracy).values())) for cell in (paper_cell, clean_cell)),
+                        _points(gap),
+                    ]
+                )
+    text = (
+        "## What selecting on the test set is worth\n\nProtocol `paper` trains on all training images and reports the "
+        "best epoch's test accuracy; `clean` holds out a tenth, selects on it, and reads the test images once."
+    )
+    head = ["data", "network", "epochs", "`paper`", "`clean`", "difference"]
+    return f"{text}\n\n{_markdown(head, rows) if rows else f'Both protocols: {_NOT_RUN}.'}"
+
+
+def _everything(records: Records, table: dict[tuple[str, str, str], Cell]) -> str:
+    rows = []
+    for data, protocol in _conditions(table):
+        for network in _in_order({n for d, n, p in table if (d, p) == (data, protocol)}, _NETWORKS):
+            cell = table[data, network, protocol]
+            first = cell.records[0]
+            rows.append(
+                [
+                    *(_named(data, records), protocol, network, f"{first.parameters:,}", str(cell.epochs)),
+                    _mean(list(cell.values(accuracy).values())),
+                    _between([r.selected_epoch for r in cell.records]),
+                    f"{statistics.fmean(r.training_seconds for r in cell.records):,.0f}",
+                    f"{statistics.median(r.images_per_second for r in cell.records):,.0f}",
+                    _between(sorted({r.threads for r in cell.records})),
+                ]
+            )
+    head = [
+        *("data", "protocol", "network", "parameters", "epochs", "accuracy", "selected epoch"),
+        *("training, s a run", "images/s", "threads"),
+    ]
+    text = (
+        "## Accuracy, size and time\n\nParameters include the decoder. Time is training without evaluation; on the CPU "
+        "the rate depends on how many threads a run had and on what else ran beside it."
+    )
+    others = len(records.runs) - sum(len(cell.records) for cell in table.values())
+    more = f"\n\n{others} runs under other conditions are in `runs.csv` only." if others else ""
+    return f"{text}\n\n{_markdown(head, rows)}{more}"
+
+
+def _provenance(records: Records) -> str:
+    rows = []
+    for data in _in_order({record.data for record in records.runs}, _DATA):
+        first = next(record for record in records.runs if record.data == data)
+        sizes = (first.training_images, first.validation_images, first.test_images)
+        rows.append([_named(data, records), *(f"{size:,}" for size in sizes)])
+    machines = Counter(
+        (r.device if r.device != "cpu" else r.processor, r.torch, r.precision, r.commit[:7]) for r in records.runs
+    )
+    lines = [
+        f"- {count} runs on {machine}, torch {torch}, {precision}, commit {commit or 'of a release'}"
+        for (machine, torch, precision, commit), count in sorted(machines.items())
+    ]
+    text = [
+        "## Data, machines, failures",
+        _markdown(["data", "training", "validation", "test images"], rows),
+        "With protocol `paper` the validation images are trained on. Where a data set has no test images of its own, "
+        "or they are split off by viewpoint, the split has the run's seed.",
+        "\n".join(lines),
+    ]
+    if records.failures:
+        text.append(_markdown(["failed", "why"], [list(failure) for failure in records.failures]))
+    else:
+        text.append("No run failed.")
+    return "\n\n".join(text)
+
+
+def _decisions() -> str:
+    rows = [list(decision) for decision in paper.DECISIONS]
+    return "\n\n".join(
+        [
+            "## Where the paper is silent: numbered decisions",
+            _markdown(["", "the paper", "here", "setting"], rows),
+            "## Contradictions in print",
+            "\n".join(f"- {line}" for line in paper.CONTRADICTIONS),
+        ]
+    )
+
+
+def _conditions(table: dict[tuple[str, str, str], Cell]) -> list[tuple[str, str]]:
+    """Data sets and protocols that something was run on."""
+    data_sets = _in_order({data for data, _, _ in table}, _DATA)
+    pairs = {(data, protocol) for data, _, protocol in table}
+    return [(data, protocol) for data in data_sets for protocol in _PROTOCOLS if (data, protocol) in pairs]
+
+
+def _in_order(names: Iterable[str], known: Sequence[str]) -> list[str]:
+    return sorted(names, key=lambda name: (known.index(name) if name in known else len(known), name))
+
+
+def _named(data: str, records: Records) -> str:
+    """A data set with what its files are."""
+    official = next((record.official for record in records.runs if record.data == data), None)
+    if official is None:
+        return data
+    copy = records.copies.get(data.split(" (")[0])
+    return data if official else f"{data}, {copy.name if copy else 'not the official files'}"
+
+
+def _mean(values: Sequence[float]) -> str:
+    std = spread(values)
+    return f"{statistics.fmean(values):.2f}" + (f" ± {std:.2f}" if std is not None else "") + f" (n = {len(values)})"
+
+
+def _points(interval: Interval, *, count: bool = True) -> str:
+    """A difference in points with its interval, bold where that does not hold zero."""
+    n = f", n = {interval.n}" if count else ""
+    if math.isinf(interval.low):
+        return f"{interval.mean:+.2f} (n = {interval.n})"
+    text = f"{interval.mean:+.2f} ({interval.low:+.2f} to {interval.high:+.2f}{n})"
+    return f"**{text}**" if count and (interval.low > 0 or interval.high < 0) else text
+
+
+def _between(numbers: Sequence[int]) -> str:
+    return str(min(numbers)) if min(numbers) == max(numbers) else f"{min(numbers)} to {max(numbers)}"
+
+
+def _verdict(finding: Finding) -> str:
+    return f"{finding.verdict}: {finding.reason}" if finding.reason else finding.verdict
+
+
+def _file_name(words: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
+
+
+def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _image(picture: _Picture) -> str:
+    return f"![{picture.caption}](figures/{picture.name})\n\n*{picture.caption}*"
+
+
+def _findings_csv(findings: Sequence[Finding], records: Records) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(
+        [
+            *("where", "data", "files", "network", "quantity", "baseline", "printed", "protocol", "epochs", "n"),
+            *("ours", "std", "difference", "low", "high", "verdict", "reason"),
+        ]
+    )
+    for finding in findings:
+        printed, less = finding.printed, finding.difference
+        numbers = [None] * 6
+        if finding.ours is not None and less is not None:
+            bounds = [None if math.isinf(bound) else bound for bound in less[:3]]
+            numbers = [finding.ours.n, finding.ours.mean, finding.std, *bounds]
+        named = _named(printed.data, records).removeprefix(printed.data).removeprefix(", ")
+        writer.writerow(
+            [
+                *(printed.where, printed.data, named, printed.network, printed.quantity, printed.baseline),
+                *(printed.value, finding.protocol, finding.epochs or ""),
+                *("" if number is None else f"{number:.4f}".rstrip("0").rstrip(".") for number in numbers),
+                *(finding.verdict, finding.reason),
+            ]
+        )
+    return text.getvalue()
+
+
+def _page(text: str, pictures: Sequence[_Picture]) -> str:
+    """The Markdown as one HTML page, pictures inside it."""
+    from markdown_it import MarkdownIt
+
+    body = MarkdownIt("commonmark").enable("table").render(text)
+    for picture in pictures:
+        kind = "svg+xml" if picture.name.endswith(".svg") else "png"
+        inside = f"data:image/{kind};base64,{base64.b64encode(picture.content).decode()}"
+        body = body.replace(f'src="figures/{picture.name}"', f'src="{inside}"')
+    body = body.replace("<table>", '<div class="table"><table>').replace("</table>", "</table></div>")
+    for verdict in ("not reproduced", "reproduced", "inconclusive", "not run"):
+        marked = f'<td class="{verdict.replace(" ", "-")}">{verdict}'
+        body = re.sub(rf"<td>{verdict}(?=[:<])", marked, body)
+    titles = re.findall(r"<h2>(.*?)</h2>", body)
+    for number, title in enumerate(titles):
+        body = body.replace(f"<h2>{title}</h2>", f'<h2 id="part-{number}">{title}</h2>', 1)
+    links = "".join(f'<a href="#part-{number}">{title}</a>' for number, title in enumerate(titles))
+    body = body.replace("<h2", f"<nav>{links}</nav>\n<h2", 1)
+    title = html.escape("DA-CapsNet, run again: every printed number with a verdict")
+    return _TEMPLATE.format(title=title, style=_STYLE, body=body)
+
+
+_TEMPLATE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<link rel="icon" href="data:,">
+<style>{style}</style>
+</head>
+<body>
+<main>
+{body}</main>
+</body>
+</html>
+"""
+
+_STYLE = """
+:root { color-scheme: light; --line: #d8dee4; --soft: #f4f6f8; --link: #1d5fa8; }
+body { margin: 0; font: 16px/1.55 system-ui, sans-serif; color: #1c2127; background: #fff; }
+main { max-width: 1100px; margin: 0 auto; padding: 1.2rem 1rem 4rem; }
+h1 { font-size: 1.9rem; line-height: 1.2; margin: .6rem 0 1rem; }
+h2 { font-size: 1.3rem; margin: 2.6rem 0 .8rem; padding-top: .8rem; border-top: 1px solid var(--line); }
+h3 { font-size: 1rem; margin: 1.4rem 0 .4rem; }
+p, li { max-width: 75ch; }
+nav { display: flex; flex-wrap: wrap; gap: .3rem .9rem; margin: 1.2rem 0; font-size: .9rem; }
+a { color: var(--link); }
+code { background: var(--soft); padding: .1em .3em; border-radius: 3px; font-size: .9em; }
+.table { overflow-x: auto; margin: .8rem 0; }
+table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .32rem .6rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
+th { background: var(--soft); white-space: nowrap; }
+td { min-width: 3rem; }
+td.reproduced { background: #def3e3; }
+td.not-reproduced { background: #fbe1de; }
+td.inconclusive { background: #fdf2cf; }
+td.not-run { color: #66707a; }
+img { max-width: 100%; height: auto; display: block; }
+em { color: #4a545e; font-size: .9rem; }
+"""

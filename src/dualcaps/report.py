@@ -536,7 +536,9 @@ def _file_name(words: str) -> str:
 
 def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join(
+        "| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in line) + " |" for line in lines
+    )
 
 
 def _image(picture: _Picture) -> str:
@@ -574,7 +576,7 @@ def _page(text: str, pictures: Sequence[_Picture]) -> str:
     """The Markdown as one HTML page, pictures inside it."""
     from markdown_it import MarkdownIt
 
-    body = MarkdownIt("commonmark").enable("table").render(text)
+    body = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
     for picture in pictures:
         kind = "svg+xml" if picture.name.endswith(".svg") else "png"
         inside = f"data:image/{kind};base64,{base64.b64encode(picture.content).decode()}"

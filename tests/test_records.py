@@ -1,0 +1,105 @@
+"""Records from run folders and from CSV files: the same, complete, and refused where damaged."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from records import record
+
+from dualcaps import RunError, TrainConfig, create_model, fit, load_data
+from dualcaps.records import Copy, Records, read_records, write_records
+
+
+@pytest.fixture
+def trained(shapes_folder: Path, tmp_path: Path) -> Path:
+    """A folder of two finished runs, one that is not, and a note of failures."""
+    data = load_data(shapes_folder)
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        model = create_model("da-capsnet", data.image_shape, 3, gate="sigmoid")
+        config = TrainConfig(epochs=2, seed=seed, precision="float32")
+        fit(model, data, config, out=tmp_path / "grid" / f"seed-{seed}", quiet=True)
+    unfinished = tmp_path / "grid" / "seed-1" / "copy"
+    unfinished.mkdir()
+    (unfinished / "config.json").write_text((tmp_path / "grid" / "seed-1" / "config.json").read_text())
+    failures = [
+        {"run": "da-capsnet, gate sigmoid on shapes, clean, 2 epochs, seed 0", "reason": "disk full"},
+        {"run": "cnn on shapes, clean, 2 epochs, seed 0", "reason": "too small"},
+    ]
+    (tmp_path / "grid" / "failures.jsonl").write_text("".join(json.dumps(failure) + "\n" for failure in failures))
+    return tmp_path / "grid"
+
+
+def test_a_record_tells_what_the_run_folder_holds(trained: Path):
+    records = read_records([trained])
+    first, second = records.runs
+    result = json.loads((trained / "seed-0" / "result.json").read_text())
+    metrics = [json.loads(line) for line in (trained / "seed-0" / "metrics.jsonl").read_text().splitlines()]
+    assert (first.data, first.network, first.seed, second.seed) == ("shapes", "da-capsnet, gate sigmoid", 0, 1)
+    assert first.test_accuracy == pytest.approx(result["test_accuracy"], abs=1e-6)
+    assert first.parameters == result["parameters"]
+    assert [epoch.accuracy for epoch in first.history] == pytest.approx(
+        [line["validation_accuracy"] for line in metrics], abs=1e-6
+    )
+    assert (first.training_images, first.validation_images, first.test_images) == (27, 3, 6)
+    assert first.condition == second.condition
+    assert first.run != second.run
+    assert records.unfinished == 1
+    # The failure of the run that was finished since is forgotten.
+    assert records.failures == (("cnn on shapes, clean, 2 epochs, seed 0", "too small"),)
+    assert str(trained.parent) not in first.settings  # where the files lay is nobody's business
+
+
+def test_csv_files_give_the_same_records(trained: Path, tmp_path: Path):
+    records = read_records([trained])
+    (tmp_path / "out").mkdir()
+    write_records(records, tmp_path / "out")
+    again = read_records([tmp_path / "out"])
+    assert again.runs == records.runs
+    assert again.failures == records.failures
+    assert read_records([tmp_path / "out", trained]).runs == records.runs  # merged, not doubled
+
+
+@pytest.mark.parametrize("official", [True, False, None])
+def test_every_field_survives_the_way_through_csv(tmp_path: Path, official):
+    members = tuple(
+        record("capsnet, width 397", 'odd, "name"', seed=seed, official=official, accuracies=[1 / 3, 99.999999])
+        for seed in (0, 1)
+    )
+    write_records(Records(members, 0, (("a, b", 'because "c"\nd'),), {}, {}), tmp_path)
+    (tmp_path / "copies.csv").write_text("data,copy,same_pixels\ncifar-10,JPEG copy,no\n")
+    again = read_records([tmp_path])
+    assert again.runs == members
+    assert again.failures == (("a, b", 'because "c"\nd'),)
+    assert again.copies == {"cifar-10": Copy("JPEG copy", False)}
+
+
+def test_damaged_records_are_refused_with_the_file_named(tmp_path: Path):
+    with pytest.raises(RunError, match="no such folder"):
+        read_records([tmp_path / "nowhere"])
+    write_records(Records((record(),), 0, (), {}, {}), tmp_path)
+    whole = {name: (tmp_path / name).read_text() for name in ("runs.csv", "epochs.csv")}
+    for name, old, new, said in (
+        ("runs.csv", "protocol,", "", "no column protocol"),
+        ("runs.csv", ",2,", ",two,", r"runs\.csv: damaged"),
+        ("epochs.csv", "0.9", "high", "damaged"),
+        ("runs.csv", "abc", "abc,more", "different lengths"),
+    ):
+        (tmp_path / name).write_text(whole[name].replace(old, new, 1))
+        with pytest.raises(RunError, match=said):
+            read_records([tmp_path])
+        (tmp_path / name).write_text(whole[name])
+    (tmp_path / "runs.csv").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RunError, match=r"runs\.csv"):
+        read_records([tmp_path])
+
+
+def test_a_damaged_run_folder_is_named(trained: Path):
+    (trained / "seed-0" / "result.json").write_text('{"selected_epoch": 1, "test_accuracy": 0.5, "precision": "x"}')
+    with pytest.raises(RunError, match="seed-0: damaged"):
+        read_records([trained])
+    (trained / "seed-0" / "result.json").unlink()
+    (trained / "failures.jsonl").write_text("not json\n")
+    with pytest.raises(RunError, match=r"failures\.jsonl: damaged"):
+        read_records([trained])

@@ -1,0 +1,157 @@
+"""The report as its readers find it: complete, self-contained, the same each time."""
+
+import csv
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from records import record
+
+from dualcaps import RunError, paper
+from dualcaps.records import Records, write_records
+from dualcaps.report import write_report
+
+VOID = ("meta", "link", "img", "br")
+FOUR = ("capsnet", "capsnet-conv-att", "capsnet-caps-att", "da-capsnet")
+
+
+def write_folder(folder: Path, members, copies: str = "", failures=()) -> Path:
+    """A folder of records with reconstructions of all capsule networks."""
+    folder.mkdir(parents=True)
+    write_records(Records(tuple(members), 0, tuple(failures), {}, {}), folder)
+    if copies:
+        (folder / "copies.csv").write_text(f"data,copy,same_pixels\n{copies}\n")
+    for member in members:
+        if member.network != "cnn":
+            strips = folder / "strips" / member.run
+            strips.mkdir(parents=True)
+            for name in ("input", "selected", *(f"epoch-{number}" for number in range(1, 8))):
+                pixels = np.random.default_rng(len(name)).integers(0, 255, (28, 280), np.uint8)
+                Image.fromarray(pixels).save(strips / f"{name}.png")
+    return folder
+
+
+def grid(data: str, protocol: str, **options):
+    return [
+        record(network, data, protocol, seed, [80 + seed + 2 * place, 90 + seed + place], **options)
+        for place, network in enumerate(("cnn", *FOUR, "capsnet, width 300", "da-capsnet, iterations 1"))
+        for seed in range(3)
+    ]
+
+
+@pytest.fixture
+def reported(tmp_path: Path) -> Path:
+    members = [
+        *grid("fashion-mnist", "paper", epochs=100),
+        *grid("fashion-mnist", "clean", epochs=100),
+        *grid("cifar-10", "paper", official=False),
+        *grid("mnist", "paper", epochs=12),
+    ]
+    failures = [("svhn", "svhn: files not found <anywhere>")]
+    folder = write_folder(tmp_path / "records", members, "cifar-10,JPEG copy,no", failures)
+    write_report([folder], tmp_path / "report")
+    return tmp_path / "report"
+
+
+class Page(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert tag in VOID or self.open.pop() == tag
+
+
+def test_the_page_needs_nothing_but_itself(reported: Path):
+    text = (reported / "index.html").read_text()
+    page = Page()
+    page.feed(text)
+    assert page.open == []
+    sources = [a.get("src") or a.get("href") for tag, a in page.tags if tag in ("img", "script", "link", "a")]
+    assert sources
+    assert all(source.startswith(("data:", "#")) for source in sources)
+    anchors = {a["id"] for _, a in page.tags if "id" in a}
+    assert {source[1:] for source in sources if source.startswith("#")} == anchors
+    assert all(a.get("alt") for tag, a in page.tags if tag == "img")
+    assert "&lt;anywhere&gt;" in text
+
+
+def test_every_printed_number_has_a_verdict_and_every_section_something_to_say(reported: Path):
+    text = (reported / "RESULTS.md").read_text()
+    for title in (
+        *("Does dual attention help?", "The rule", "Table 1", "Table 2", "Table 4", "Fig. 10", "Figs. 11 to 13"),
+        *("Figs. 8, 9 and 14", "Controls", "What selecting on the test set is worth", "Accuracy, size and time"),
+        *("Data, machines, failures", "numbered decisions", "Contradictions in print"),
+    ):
+        assert re.search(rf"^## .*{re.escape(title)}", text, re.MULTILINE), title
+    with (reported / "findings.csv").open() as file:
+        findings = list(csv.DictReader(file))
+    assert len(findings) == len(paper.PRINTED)
+    verdicts = {"reproduced", "not reproduced", "inconclusive", "not run"}
+    assert {line["verdict"] for line in findings} == verdicts
+    assert all(line["files"] == "JPEG copy" for line in findings if line["data"] == "cifar-10")
+    accuracies = {(line["data"], line["network"]): line for line in findings if line["quantity"] == "accuracy"}
+    assert accuracies["fashion-mnist", "da-capsnet"]["ours"] == "95"
+    assert accuracies["fashion-mnist", "da-capsnet"]["std"] == "1"
+    assert accuracies["svhn", "capsnet"]["verdict"] == "not run"
+    assert accuracies["cifar-10", "da-capsnet"]["reason"] == "not the official images"
+    assert "| fashion-mnist | da-capsnet | 93.98 | 95.00 ± 1.00 (n = 3) | 95.00 ± 1.00 (n = 3) |" in text
+    assert "Fig. 13 (svhn): not run." in text
+    assert "cifar-10, JPEG copy" in text
+
+
+def test_gains_are_in_bold_only_where_the_interval_leaves_zero_out(tmp_path: Path):
+    members = [
+        record(network, "fashion-mnist", "paper", seed, [base + seed])
+        for network, base in (("capsnet", 80), ("da-capsnet", 82))
+        for seed in range(3)
+    ]
+    members += [record("capsnet-conv-att", "fashion-mnist", "paper", seed, [a]) for seed, a in enumerate((70, 90, 84))]
+    write_report([write_folder(tmp_path / "records", members)], tmp_path / "out")
+    text = (tmp_path / "out" / "RESULTS.md").read_text()
+    assert "**+2.00 (+2.00 to +2.00, n = 3)**" in text
+    assert re.search(r"\| \+0\.33 \(-\d", text)
+
+
+def test_a_report_made_from_a_report_is_the_same_to_the_byte(reported: Path, tmp_path: Path):
+    def files(folder: Path) -> dict[str, bytes]:
+        return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+    (reported / "copies.csv").write_text("data,copy,same_pixels\ncifar-10,JPEG copy,no\n")
+    before = files(reported)
+    assert {"index.html", "RESULTS.md", "findings.csv", "runs.csv", "epochs.csv"} < set(before)
+    write_report([reported], tmp_path / "again")
+    assert files(tmp_path / "again") | {"copies.csv": before["copies.csv"]} == before
+    write_report([reported], reported)
+    assert files(reported) == before
+
+
+def test_only_what_is_shown_of_the_reconstructions_is_kept(reported: Path):
+    kept = {folder.name for folder in (reported / "strips").iterdir()}
+    assert kept == {
+        f"{network}-{data}-paper-{epochs}-0.001-0"
+        for network in ("capsnet", "da-capsnet")
+        for data, epochs in (("fashion-mnist", 100), ("cifar-10", 2), ("mnist", 12))
+    }
+
+
+def test_nothing_to_report_is_said(tmp_path: Path):
+    with pytest.raises(RunError, match="no finished run"):
+        write_report([tmp_path], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_picture_is_named(reported: Path, tmp_path: Path):
+    broken = next((reported / "strips").rglob("input.png"))
+    broken.write_bytes(b"no picture")
+    with pytest.raises(RunError, match=r"input\.png: cannot be read"):
+        write_report([reported], tmp_path / "again")

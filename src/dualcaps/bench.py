@@ -3,6 +3,7 @@
 A speed is only told after the fast network answered as the plain one does.
 """
 
+import functools
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -263,6 +264,7 @@ def copy_bandwidth(device: torch.device, megabytes: int = 512) -> float:
     return interleave({"copy": copy}, items=2 * source.numel())["copy"].rate
 
 
+@functools.cache
 def count_operations(config: ModelConfig) -> float:
     """Multiplications and additions that training on one image takes, in products and convolutions."""
     with FakeTensorMode(), torch.random.fork_rng([]):  # nothing is computed

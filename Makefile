@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 
-.PHONY: train test clean
+.PHONY: train test results clean
 
 train: .venv/.installed  ## train da-capsnet on the embedded digits and show the result
 	$(BIN)/dualcaps train digits --epochs 40
@@ -12,6 +12,9 @@ test: .venv/.installed-dev  ## lint, types, tests
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/pytest
+
+results: .venv/.installed  ## the paper's tables and figures again, from the committed records
+	$(BIN)/dualcaps report results/paper --out results/paper
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

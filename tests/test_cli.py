@@ -324,3 +324,58 @@ def test_killed_at_random_moments_of_training_it_resumes_to_the_same_weights(sha
     assert start(run).wait(timeout=120) == 0
     whole, killed = (safetensors.torch.load_file(path / "model.safetensors") for path in (tmp_path / "whole", run))
     assert all(torch.equal(whole[name], killed[name]) for name in whole)
+
+
+def test_reproduce_lists_experiments_and_plans_without_training(run_cli: Callable, shapes_folder: Path):
+    listed = run_cli("reproduce", "--list")
+    assert listed.code == 0
+    for name in ("table-1", "table-2", "table-4", "figures-8-9", "figure-10", "figure-14", "control-routing"):
+        assert f"\n{name}\n" in f"\n{listed.out}"
+        assert f"dualcaps reproduce {name}" in listed.out
+    planned = run_cli("reproduce", "attention", "--datasets", shapes_folder, "--seeds", 3, "--epochs", 7, "--plan")
+    assert planned.code == 0, planned.err
+    lines = [line.split() for line in planned.out.splitlines()]
+    assert ["shapes", "da-capsnet", "clean,", "paper", "7", "3", "0", "of", "6", "about"] in [
+        line[:10] for line in lines
+    ]
+    assert lines[-1][:4] == ["all", "0", "of", "30"]
+    assert not Path("runs").exists()
+
+
+def test_reproduce_trains_and_report_shows_it(run_cli: Callable, shapes_folder: Path):
+    command = ("reproduce", "control-update", "--datasets", shapes_folder, "--seeds", 1, *FAST, "--protocols", "clean")
+    said = run_cli(*command, "--jobs", 2)
+    assert said.code == 0, said.err
+    assert "4 of 4 runs done, 0 failed" in said.out
+    assert "4/4  " in said.err
+    again = run_cli(*command)
+    assert "4 of 4 runs done, 0 failed" in again.out
+    assert again.err == ""
+    said = run_cli("report")
+    assert (said.code, said.out) == (0, "report/index.html\n")
+    assert "da-capsnet, update replace" in Path("report/RESULTS.md").read_text()
+
+
+def test_a_data_set_that_is_missing_does_not_stop_the_others(run_cli: Callable, shapes_folder: Path):
+    command = ("reproduce", "attention", "--datasets", "svhn", shapes_folder, "--seeds", 1, "--protocols", "clean")
+    said = run_cli(*command, "--epochs", 1, "--budget", 0.0001)
+    assert said.code == 1
+    assert "left out: svhn: svhn: files not found" in said.err
+    assert "0 of 5 runs done, 0 failed" in said.out
+    assert "the same command goes on" in said.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        (("reproduce", "table-9"), ("table-9", "table-1")),
+        (("reproduce", "--datasets", "nowhere"), ("nowhere", "digits")),
+        (("reproduce", "table-1", "--datasets", "digits"), ("nothing to run", "digits")),
+        (("reproduce", "--datasets", "digits", "--seeds", 0), ("seeds must be at least 1",)),
+        (("reproduce", "--datasets", "digits", "--epochs", 0), ("epochs must be at least 1",)),
+        (("report", "nowhere"), ("nowhere: no such folder",)),
+        (("report", "."), ("no finished run",)),
+    ],
+)
+def test_mistakes_of_reproduce_and_report_are_one_line(run_cli: Callable, arguments, wanted):
+    one_line(run_cli(*arguments), *wanted)

@@ -188,7 +188,9 @@ def test_a_grid_that_is_killed_again_and_again_ends_as_one_that_was_not(shapes_f
     ]
     kills = 0
     for wait in (4.0, 5.5, 7.0):
-        process = subprocess.Popen([*command, str(tmp_path / "killed")], stderr=subprocess.DEVNULL, start_new_session=True)
+        process = subprocess.Popen(
+            [*command, str(tmp_path / "killed")], stderr=subprocess.DEVNULL, start_new_session=True
+        )
         try:
             process.wait(wait)
         except subprocess.TimeoutExpired:

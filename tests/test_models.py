@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dualcaps import MODELS, ModelError, count_parameters, create_model
+from dualcaps.models import describe
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "parameter_counts.json").read_text())
 CAPSULE_NETWORKS = [name for name in MODELS if name != "cnn"]
@@ -95,8 +96,28 @@ def test_each_switch_changes_the_answer():
 
     plain = lengths()
     torch.testing.assert_close(lengths(decoder=False), plain)
-    for switches in ({"iterations": 1}, {"update": "replace"}, {"squash_constant": 1.0}, {"conv_attention": True}):
+    assert (lengths(conv_attention=True, gate="sigmoid") - lengths(conv_attention=True)).abs().max() > 1e-6
+    for switches in (
+        {"iterations": 1},
+        {"width": 32},
+        {"update": "replace"},
+        {"squash_constant": 1.0},
+        {"conv_attention": True},
+    ):
         assert (lengths(**switches) - plain).abs().max() > 1e-6, switches
+
+
+def test_width_is_the_channels_of_the_first_convolutions_and_the_others_follow():
+    trunk = create_model("capsnet", (3, 32, 32), width=10, extra_conv=True).trunk
+    channels = [layer.out_channels for layer in trunk.modules() if isinstance(layer, torch.nn.Conv2d)]
+    assert channels == [10, 10, 20, 20, 40]
+
+
+def test_a_network_is_described_by_what_differs_from_its_name():
+    assert describe(create_model("da-capsnet").config) == "da-capsnet"
+    assert describe(create_model("da-capsnet", (3, 40, 40), 7).config) == "da-capsnet"
+    other = create_model("capsnet", iterations=1, update="replace", extra_conv=True, decoder=False)
+    assert describe(other.config) == "capsnet, with extra_conv, iterations 1, update replace, no decoder"
 
 
 def test_reconstruction_takes_the_predicted_class_unless_told():
@@ -114,6 +135,9 @@ def test_reconstruction_takes_the_predicted_class_unless_told():
         (("capsnett",), {}, "unknown model 'capsnett'"),
         (("capsnet",), {"iteration": 3}, "unknown switch 'iteration'"),
         (("capsnet",), {"iterations": 0}, "iterations must be at least 1"),
+        (("capsnet",), {"width": 0}, "width must be at least 1"),
+        (("da-capsnet",), {"gate": "softmax"}, "gate must be one of tanh, sigmoid"),
+        (("cnn",), {"width": 32}, "cnn has no width"),
         (("capsnet",), {"squash_constant": -1.0}, "squash_constant must be a number above 0"),
         (("capsnet",), {"caps_attention": "both"}, "caps_attention must be one of"),
         (("capsnet",), {"update": "add"}, "update must be one of"),

@@ -2,7 +2,9 @@
 # All that is to be measured on a machine with a CUDA GPU, in the order of worth; stages that are done are
 # skipped, so that it can be stopped at any moment and started again.
 #
-#   benchmarks/gpu.sh [FOLDER]     results, by default results/benchmarks
+#   benchmarks/gpu.sh [FOLDER]               results, by default results/benchmarks
+#   BUDGET=8 JOBS=4 benchmarks/gpu.sh        then the paper's experiments too, for 8 minutes, 4 runs at once; the runs
+#                                            stay in runs/reproduce, where the next call goes on, records in FOLDER/paper
 #
 # Nothing is installed: PYTHON (python3) must have torch with CUDA, Triton and the package's dependencies.
 set -uo pipefail
@@ -43,4 +45,8 @@ stage grid "$python" benchmarks/grid.py --device cuda --out "$out"
 stage inference "$python" benchmarks/inference.py --device cuda --out "$out"
 stage scaling "$python" benchmarks/scaling.py --device cuda --out "$out"
 stage accuracy "$python" benchmarks/accuracy.py --device cuda --out "$out"
+if [ -n "${BUDGET:-}" ]; then
+    "$python" -m dualcaps reproduce --budget "$BUDGET" --jobs "${JOBS:-4}" --out runs/reproduce || failed=1
+    "$python" -m dualcaps report runs/reproduce --out "$out/paper" || failed=1
+fi
 exit $failed

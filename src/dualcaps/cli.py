@@ -395,13 +395,16 @@ class Bench:
 class Reproduce:
     """Run the paper's experiments again, with several seeds and controls; resumes what was stopped."""
 
-    experiments: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[EXPERIMENT…]")] = ()
-    """Which ones; all by default. --list tells what each asks."""
+    experiments: Annotated[
+        tyro.conf.Positional[tuple[str, ...]],
+        tyro.conf.arg(metavar="[EXPERIMENT…]", help_behavior_hint="(default: all)"),
+    ] = ()
+    """Which ones; --list tells what each asks."""
     seeds: int = 5
     """How many seeds, from 0; they are the splits' seeds too."""
     epochs: int = 100
     """Epochs of each run; the paper trained for 100."""
-    datasets: tuple[str, ...] = ()
+    datasets: Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="(default: the experiments' own)")] = ()
     """Only these data sets; or your own images, for the experiments that take any."""
     protocols: tuple[Literal["clean", "paper"], ...] = ("clean", "paper")
     """clean selects the epoch on held-out training images, paper on the test images."""
@@ -432,7 +435,8 @@ class Reproduce:
                 console.print(
                     f"  data      {', '.join(f'{d} ({split})' if split else d for d, split in experiment.data)}"
                 )
-                console.print(f"  command   dualcaps reproduce {name}\n")
+                console.print(f"  command   dualcaps reproduce {name}")
+                console.print(f"  time      dualcaps reproduce {name} --plan estimates it for this machine\n")
             return
         planned, missing = plan_runs(
             self.experiments,

@@ -1,5 +1,6 @@
 """Made-up records, as a grid of runs would leave them."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 
@@ -16,6 +17,7 @@ def record(
     official: bool | None = True,
     epochs: int | None = None,
     lr: float = 1e-3,
+    parameters: int = 1000,
 ) -> Record:
     """A run with these accuracies (in %) after its epochs, the last one repeated up to `epochs`."""
     accuracies = [*accuracies, *[accuracies[-1]] * ((epochs or 0) - len(accuracies))]
@@ -28,14 +30,14 @@ def record(
         "data": {"source": data, "split_seed": seed},
     }
     return Record(
-        run=f"{network}-{data}-{protocol}-{len(history)}-{lr}-{seed}".replace(" ", "_"),
+        run=hashlib.sha256(f"{network} {data} {protocol} {len(history)} {lr} {seed}".encode()).hexdigest()[:12],
         data=data,
         network=network,
         protocol=protocol,
         seed=seed,
         epochs=len(history),
         precision="float32",
-        parameters=1000,
+        parameters=parameters,
         selected_epoch=best.epoch,
         selection_accuracy=best.accuracy,
         test_accuracy=best.accuracy,

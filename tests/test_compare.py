@@ -17,7 +17,11 @@ numbers = st.floats(-100, 100).map(lambda value: round(value, 3))
 
 
 def records(*members, copies=None) -> Records:
-    return Records(tuple(members), 0, (), copies or {}, {})
+    return Records(tuple(members), (), copies or {}, {})
+
+
+def judged(printed: Printed, found: Records):
+    return judge(printed, cells(found), found.copies)
 
 
 @given(st.lists(numbers, min_size=2, max_size=12))
@@ -86,11 +90,12 @@ ACCURACY = Printed("Table 2", "fashion-mnist", "capsnet", "accuracy", 92.0)
         ((90.0, 94.0), 100, True, "inconclusive", "wide interval"),
         ((92.0,), 100, True, "inconclusive", "one seed"),
         ((92.0, 92.1, 91.9), 100, False, "inconclusive", "not the official images"),
+        ((92.0, 92.1, 91.9), 100, None, "inconclusive", "not the official images"),  # someone's own folder
     ],
 )
 def test_an_accuracy_is_judged_by_the_rule(accuracies, epochs, official, verdict, reason):
     runs = [record(seed=s, accuracies=[a], epochs=epochs, official=official) for s, a in enumerate(accuracies)]
-    finding = judge(ACCURACY, records(*runs))
+    finding = judged(ACCURACY, records(*runs))
     assert (finding.verdict, finding.reason) == (verdict, reason)
     assert finding.ours.mean == pytest.approx(np.mean(accuracies))
     assert finding.difference.mean == pytest.approx(np.mean(accuracies) - 92)
@@ -118,26 +123,56 @@ def test_a_gain_is_judged_by_the_rule(gains, epochs, verdict, reason):
         luck = 80 + 5 * seed  # the same for both: pairs cancel it
         runs += [record("capsnet", seed=seed, accuracies=[luck], epochs=epochs)]
         runs += [record("da-capsnet", seed=seed, accuracies=[luck + gain], epochs=epochs)]
-    finding = judge(GAIN, records(*runs))
+    finding = judged(GAIN, records(*runs))
     assert (finding.verdict, finding.reason) == (verdict, reason)
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "verdict"),
+    [
+        ((100.0, 100.0, 100.0), "reproduced"),
+        ((99.6, 99.5, 99.55), "not reproduced"),
+        ((100.0, 99.9, 100.0), "inconclusive"),
+    ],
+)
+def test_a_printed_100_percent_means_every_image(accuracies, verdict):
+    printed = Printed("Table 4", "fashion-mnist", "capsnet", "accuracy", 100.0)
+    runs = [record(seed=seed, accuracies=[a], epochs=100) for seed, a in enumerate(accuracies)]
+    assert judged(printed, records(*runs)).verdict == verdict
+
+
+def test_another_recipe_allows_no_verdict():
+    runs = [record(seed=seed, accuracies=[92.0 + seed / 10], epochs=100, lr=0.1) for seed in range(3)]
+    finding = judged(ACCURACY, records(*runs))
+    assert (finding.verdict, finding.reason) == ("inconclusive", "another recipe")
+
+
+def test_one_run_or_a_baseline_on_other_files_is_enough_for_doubt():
+    mixed = [record(seed=seed, accuracies=[92.0 + seed / 10], epochs=100, official=seed == 0) for seed in range(3)]
+    finding = judged(ACCURACY, records(*mixed))
+    assert finding.reason == "not the official images"  # and the one official run is not averaged with the others
+    assert finding.ours.n == 2
+    runs = [record("da-capsnet", seed=seed, accuracies=[93.0 + seed / 10], epochs=100) for seed in range(3)]
+    copies = [record(seed=seed, accuracies=[92.0], epochs=100, official=False) for seed in range(3)]
+    assert judged(GAIN, records(*runs, *copies)).verdict == "not run"  # they are never compared
 
 
 def test_other_pixels_allow_no_verdict_and_the_same_pixels_in_other_files_do():
     runs = [record(seed=seed, accuracies=[92.0 + seed / 10], epochs=100, official=False) for seed in range(3)]
     same = records(*runs, copies={"fashion-mnist": Copy("packed anew", True)})
-    assert judge(ACCURACY, same).verdict == "reproduced"
+    assert judged(ACCURACY, same).verdict == "reproduced"
     other = records(*runs, copies={"fashion-mnist": Copy("JPEG copy", False)})
-    assert judge(ACCURACY, other).verdict == "inconclusive"
+    assert judged(ACCURACY, other).verdict == "inconclusive"
 
 
 def test_what_was_not_run_is_not_judged_and_the_clean_protocol_stands_in():
-    assert judge(ACCURACY, records()).verdict == "not run"
-    assert judge(GAIN, records(record("da-capsnet"))).verdict == "not run"
+    assert judged(ACCURACY, records()).verdict == "not run"
+    assert judged(GAIN, records(record("da-capsnet"))).verdict == "not run"
     clean = [record(protocol="clean", seed=seed, accuracies=[93.0 + seed / 10], epochs=100) for seed in range(3)]
-    finding = judge(ACCURACY, records(*clean))
+    finding = judged(ACCURACY, records(*clean))
     assert (finding.protocol, finding.verdict) == ("clean", "reproduced")
     paper = [record(seed=seed, accuracies=[80.0 + seed / 10], epochs=100) for seed in range(3)]
-    finding = judge(ACCURACY, records(*clean, *paper))
+    finding = judged(ACCURACY, records(*clean, *paper))
     assert (finding.protocol, finding.verdict) == ("paper", "not reproduced")
 
 
@@ -147,13 +182,18 @@ def test_what_was_not_run_is_not_judged_and_the_clean_protocol_stands_in():
         ([[98, 100], [99, 100]], "reproduced"),
         ([[98] * 9 + [100], [98] * 9 + [100]], "not reproduced"),
         ([[98, 99.9], [98, 99]], "not reproduced"),
+        ([[98, 100], [98, 99]], "not reproduced"),  # one of two
         ([[99.9]], "inconclusive"),  # fewer epochs than printed
     ],
 )
 def test_epochs_to_100_percent(histories, verdict):
     printed = Printed("Fig. 10", "mnist", "capsnet", "epochs to 100 %", 2)
     runs = [record(data="mnist", seed=seed, accuracies=history) for seed, history in enumerate(histories)]
-    assert judge(printed, records(*runs)).verdict == verdict
+    finding = judged(printed, records(*runs))
+    assert finding.verdict == verdict
+    assert "runs reach it" in finding.reason
+    held_out = [record(data="mnist", protocol="clean", seed=seed, accuracies=[98, 100]) for seed in range(2)]
+    assert judged(printed, records(*held_out)).verdict == "not run"
 
 
 def test_thresholds_and_the_mean_of_the_first_five_epochs():
@@ -166,7 +206,7 @@ def test_thresholds_and_the_mean_of_the_first_five_epochs():
         for network, gain in (("capsnet", 0), ("da-capsnet", 0.2))
         for seed in range(3)
     ]
-    finding = judge(printed, records(*runs))
+    finding = judged(printed, records(*runs))
     assert finding.ours.mean == pytest.approx(0.2)
     assert finding.verdict == "reproduced"  # five epochs are all that it takes
 
@@ -177,5 +217,13 @@ def test_runs_under_other_conditions_are_never_averaged_or_compared():
     other_rate = [record("da-capsnet", seed=seed, accuracies=[99.0] * 3, lr=0.1) for seed in range(2)]
     table = cells(records(*many, *longer, *other_rate))
     assert set(table) == {("fashion-mnist", "capsnet", "paper")}
-    assert table["fashion-mnist", "capsnet", "paper"].records == tuple(many)
-    assert judge(GAIN, records(*many, *longer, *other_rate)).verdict == "not run"
+    assert table["fashion-mnist", "capsnet", "paper"].records == tuple(longer)
+    assert judged(GAIN, records(*many, *longer, *other_rate)).verdict == "not run"
+
+
+def test_several_seeds_count_before_epochs_and_epochs_before_runs():
+    many = [record(seed=seed, accuracies=[90.0] * 3) for seed in range(5)]
+    longer = [record(seed=seed, accuracies=[99.0] * 9) for seed in range(2)]
+    single = [record(seed=0, accuracies=[99.0] * 50)]
+    for members, counted in (((*many, *single), many), ((*many, *longer, *single), longer), (single, single)):
+        assert cells(records(*members))["fashion-mnist", "capsnet", "paper"].records == tuple(counted)

@@ -1,5 +1,7 @@
 """Experiments: planned in a sensible order, run once each, safe against failures and kills."""
 
+import math
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from dualcaps import ConfigError, RunError, TrainConfig, count_parameters, create_model, runs
@@ -24,6 +27,7 @@ from dualcaps.experiments import (
     reproduce,
     width_to_match,
 )
+from dualcaps.models import describe
 from dualcaps.records import read_records
 
 QUICK = TrainConfig(epochs=2, precision="float32", device="cpu")
@@ -62,7 +66,11 @@ def test_a_data_set_that_is_nowhere_is_left_out_and_named():
     [
         ({"experiments": ["table-3"]}, "unknown experiment 'table-3': choose from table-1"),
         ({"seeds": 0}, "seeds must be at least 1"),
-        ({"experiments": ["table-1"], "data_sets": ["digits"]}, "nothing to run: no chosen experiment is about digits"),
+        ({"protocols": ()}, "protocols: choose clean, paper or both"),
+        (
+            {"experiments": ["figure-14"], "data_sets": ["coil-20", "digits"]},
+            "nothing to run: no chosen experiment is about digits",
+        ),
     ],
 )
 def test_mistakes_in_a_plan_are_named(options, said: str):
@@ -156,21 +164,48 @@ def test_a_process_that_dies_is_a_failure_with_its_exit_code(shapes_folder: Path
     assert failures == [Failure(run.name, "its process ended with code -9")]
 
 
-def test_a_budget_stops_in_time_and_the_next_call_goes_on(shapes_folder: Path, tmp_path: Path):
-    planned = plan(shapes_folder, seeds=1)
+def test_a_budget_stops_what_is_under_way_and_the_next_call_goes_on_with_it(shapes_folder: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    training = TrainConfig(epochs=100_000, precision="float32", device="cpu")
+    planned, _ = plan_runs(["attention"], data_sets=[str(shapes_folder)], training=training, seeds=1)
+    told: list[Progress] = []
     started = time.monotonic()
-    assert reproduce(planned, tmp_path / "out", budget=0.001, tell=lambda _: None) == []
-    assert time.monotonic() - started < 5
-    assert not any(is_done(run, tmp_path / "out") for run in planned)
-    clock = Clock(planned, tmp_path / "out", "cpu")
-    before = clock.seconds(planned[0])
-    clock.learn(planned[0], 100.0)
+    assert (
+        reproduce(planned, out, budget=0.2, tell=told.append) == []
+    )  # nothing could end: the first is begun all the same
+    assert 11 < time.monotonic() - started < 20
+    under_way = {progress.run for progress in told}
+    assert len(under_way) == 1
+    (run,) = under_way
+    kept = len(runs.read_metrics(out / run.folder))
+    assert kept >= max(progress.line["epoch"] for progress in told if progress.line) - 1 > 0
+    told.clear()
+    last_first = [*(other for other in planned if other != run), run]
+    reproduce(last_first, out, budget=0.1, tell=told.append)
+    assert {progress.run for progress in told} == {run}
+    assert min(progress.line["epoch"] for progress in told if progress.line) >= kept
+
+
+def test_the_clock_learns_from_epochs_and_knows_how_many_run_at_once(shapes_folder: Path, tmp_path: Path):
+    planned = plan(shapes_folder, seeds=2, protocols=["clean"])
+    clock = Clock(planned, tmp_path / "out", jobs=2)
+    before = clock.seconds(planned[1])
+    clock.learn(planned[0], 50.0)
     assert clock.seconds(planned[0]) == pytest.approx(103.0)
     assert clock.seconds(planned[0], epochs_done=1) == pytest.approx(53.0)
-    assert clock.seconds(planned[1]) != before
+    assert clock.seconds(planned[1]) != before  # what nobody has trained yet is guessed from what was
+    assert clock.left({planned[0]: 0, planned[2]: 0}) == pytest.approx(103.0)  # the same network, another seed
+    assert clock.left({planned[0]: 1}) == pytest.approx(53.0)  # one run cannot be shared
+    assert clock.left({}) == 0
 
 
-@pytest.mark.parametrize(("options", "said"), [({"jobs": 0}, "jobs must"), ({"budget": 0}, "budget must be above 0")])
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"jobs": 0}, "jobs must be at least 1"),
+        *(({"budget": minutes}, "budget must be a number of minutes above 0") for minutes in (0, math.inf, math.nan)),
+    ],
+)
 def test_limits_outside_their_range_are_refused(shapes_folder: Path, tmp_path: Path, options, said: str):
     with pytest.raises(ConfigError, match=said):
         reproduce(plan(shapes_folder, seeds=1), tmp_path, tell=lambda _: None, **options)
@@ -181,27 +216,71 @@ def test_two_grids_in_one_folder_are_refused(shapes_folder: Path, tmp_path: Path
         reproduce(plan(shapes_folder, seeds=1), tmp_path, tell=lambda _: None)
 
 
+def test_folders_of_one_name_are_told_apart_and_stay_inside(shapes_folder: Path, tmp_path: Path, monkeypatch):
+    for place in ("x", "y"):
+        shutil.copytree(shapes_folder, tmp_path / place / "pets.v1")
+    options = {"seeds": 1, "protocols": ["clean"], "training": QUICK}
+    first, second = (
+        plan_runs(["control-gates"], data_sets=[str(tmp_path / place / "pets.v1")], **options)[0] for place in "xy"
+    )
+    assert {run.where for run in [*first, *second]} == {"pets"}
+    assert not {run.folder for run in first} & {run.folder for run in second}
+    monkeypatch.chdir(tmp_path / "x" / "pets.v1" / "down")
+    (relative, _), _ = plan_runs(["control-gates"], data_sets=[".."], **options)
+    assert relative == first[0]
+    assert ".." not in relative.folder.parts
+    (other, *_), _ = plan_runs(["control-gates"], data_sets=[".."], **{**options, "training": TrainConfig(2, lr=0.1)})
+    assert "lr-0.1" in str(other.folder)
+
+
+def test_a_network_that_cannot_be_built_for_the_images_is_left_out(tmp_path: Path):
+    for name in ("a", "b"):
+        (tmp_path / "tiny" / name).mkdir(parents=True)
+        for number in range(5):
+            Image.new("L", (5, 5), 40 * number).save(tmp_path / "tiny" / name / f"{number}.png")
+    planned, missing = plan_runs(["attention"], data_sets=[str(tmp_path / "tiny"), "digits"], seeds=1)
+    assert "digits" in {run.where for run in planned}
+    assert ("capsnet on tiny", True) in [(failure.run, "too small" in failure.reason) for failure in missing]
+
+
+def test_a_control_named_first_does_not_push_the_networks_back():
+    planned, _ = plan_runs(["control-gates", "attention"], data_sets=["digits"], seeds=1, protocols=["clean"])
+    assert [describe(run.network) for run in planned][-1] == "da-capsnet, gate sigmoid"
+
+
+def test_a_run_whose_result_is_damaged_fails_alone(shapes_folder: Path, tmp_path: Path):
+    run, other = plan(shapes_folder, seeds=1, protocols=["clean"])
+    perform(run, tmp_path / "out")
+    (tmp_path / "out" / run.folder / "result.json").write_text("no json")
+    (failure,) = reproduce([run, other], tmp_path / "out", tell=lambda _: None)
+    assert failure.run == run.name
+    assert "result.json: damaged" in failure.reason
+    assert is_done(other, tmp_path / "out")
+
+
 def test_a_grid_that_is_killed_again_and_again_ends_as_one_that_was_not(shapes_folder: Path, tmp_path: Path):
     command = [
-        *(sys.executable, "-m", "dualcaps", "reproduce", "attention", "--datasets", str(shapes_folder)),
-        *("--seeds", "1", "--epochs", "4", "--precision", "float32", "--protocols", "clean", "--out"),
+        *(sys.executable, "-m", "dualcaps", "reproduce", "control-gates", "--datasets", str(shapes_folder)),
+        *("--seeds", "2", "--epochs", "30", "--precision", "float32", "--protocols", "clean", "--out"),
     ]
-    kills = 0
-    for wait in (4.0, 5.5, 7.0):
-        process = subprocess.Popen(
-            [*command, str(tmp_path / "killed")], stderr=subprocess.DEVNULL, start_new_session=True
-        )
-        try:
-            process.wait(wait)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)  # the process alone, not its workers
-            process.wait()
-            kills += 1
-    assert kills
-    for out in ("killed", "whole"):
-        subprocess.run([*command, str(tmp_path / out)], check=True, capture_output=True)
-    whole, killed = (read_records([tmp_path / out]).runs for out in ("whole", "killed"))
-    assert len(whole) == len(killed) == 5
+    out = tmp_path / "killed"
+    for kill in range(1, 4):
+        process = subprocess.Popen([*command, str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+        def epochs_kept() -> int:
+            return sum(file.read_text().count("\n") for file in out.rglob("metrics.jsonl"))
+
+        before = epochs_kept()
+        while epochs_kept() < max(before + 2, 25 * kill):
+            assert process.poll() is None, "ended before it was killed"
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)  # the process alone, not its workers
+        process.wait()
+        assert list(out.rglob("checkpoint.safetensors")), "nothing was under way"
+    for place in (out, tmp_path / "whole"):
+        subprocess.run([*command, str(place)], check=True, capture_output=True)
+    whole, killed = (read_records([place]).runs for place in (tmp_path / "whole", out))
+    assert len(whole) == len(killed) == 4
     for one, other in zip(whole, killed, strict=True):
         assert (one.run, one.test_accuracy, one.selected_epoch) == (
             other.run,
@@ -210,7 +289,7 @@ def test_a_grid_that_is_killed_again_and_again_ends_as_one_that_was_not(shapes_f
         )
         assert [epoch[:4] for epoch in one.history] == [epoch[:4] for epoch in other.history]
     for file in sorted((tmp_path / "whole").rglob("model.safetensors")):
-        twin = load_file(tmp_path / "killed" / file.relative_to(tmp_path / "whole"))
+        twin = load_file(out / file.relative_to(tmp_path / "whole"))
         for name, weights in load_file(file).items():
             assert torch.equal(weights, twin[name]), (file, name)
-    assert read_records([tmp_path / "killed"]).failures == ()
+    assert read_records([out]).failures == ()

@@ -39,7 +39,7 @@ def test_image_rows_show_each_image_under_its_title():
 
 def test_bands_are_mean_and_standard_deviation_over_the_runs():
     runs = np.array([[80.0, 90.0], [82.0, 94.0], [81.0, 92.0]])
-    (axes,) = accuracy_bands({"capsnet": runs, "cnn": runs[:1]}, "digits").axes
+    (axes,) = accuracy_bands({"capsnet": runs, "cnn": runs[:1]}).axes
     np.testing.assert_allclose(axes.lines[0].get_ydata(), [81, 92])
     band = np.asarray(axes.collections[0].get_paths()[0].vertices)
     assert len(axes.collections) == 1  # one run has no spread
@@ -51,7 +51,7 @@ def test_bands_are_mean_and_standard_deviation_over_the_runs():
 
 def test_an_svg_is_the_same_each_time():
     runs = np.array([[80.0, 90.0], [82.0, 94.0]])
-    first, second = (svg(accuracy_bands({"a": runs}, "title")) for _ in range(2))
+    first, second = (svg(accuracy_bands({"a": runs})) for _ in range(2))
     assert first == second
     assert first.startswith(b"<?xml")
 

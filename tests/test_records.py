@@ -45,8 +45,7 @@ def test_a_record_tells_what_the_run_folder_holds(trained: Path):
     assert (first.training_images, first.validation_images, first.test_images) == (27, 3, 6)
     assert first.condition == second.condition
     assert first.run != second.run
-    assert records.unfinished == 1
-    # The failure of the run that was finished since is forgotten.
+    # The failure of the run that was finished since is forgotten, as is the copy of a finished run's folder.
     assert records.failures == (("cnn on shapes, clean, 2 epochs, seed 0", "too small"),)
     assert str(trained.parent) not in first.settings  # where the files lay is nobody's business
 
@@ -61,29 +60,51 @@ def test_csv_files_give_the_same_records(trained: Path, tmp_path: Path):
     assert read_records([tmp_path / "out", trained]).runs == records.runs  # merged, not doubled
 
 
+def test_a_run_that_is_not_finished_is_named_and_a_stranger_s_file_is_not(trained: Path):
+    (trained / "seed-1" / "result.json").unlink()
+    (trained / "seed-1" / "copy" / "config.json").write_text("{}")
+    half_made = trained / ".seed-2.abcd"
+    half_made.mkdir()
+    (half_made / "config.json").write_text((trained / "seed-0" / "config.json").read_text())
+    with (trained / "failures.jsonl").open("a") as file:
+        file.write('{"run": "torn by a k')
+    records = read_records([trained])
+    assert [record.seed for record in records.runs] == [0]
+    assert records.failures == (
+        ("cnn on shapes, clean, 2 epochs, seed 0", "too small"),
+        ("da-capsnet, gate sigmoid on shapes, clean, 2 epochs, seed 1", "not finished"),
+    )
+
+
 @pytest.mark.parametrize("official", [True, False, None])
 def test_every_field_survives_the_way_through_csv(tmp_path: Path, official):
     members = tuple(
         record("capsnet, width 397", 'odd, "name"', seed=seed, official=official, accuracies=[1 / 3, 99.999999])
         for seed in (0, 1)
     )
-    write_records(Records(members, 0, (("a, b", 'because "c"\nd'),), {}, {}), tmp_path)
-    (tmp_path / "copies.csv").write_text("data,copy,same_pixels\ncifar-10,JPEG copy,no\n")
+    copies = {"cifar-10": Copy("JPEG copy", False)}
+    write_records(Records(members, (("a, b", 'because "c"\nd'),), copies, {}), tmp_path)
     again = read_records([tmp_path])
     assert again.runs == members
     assert again.failures == (("a, b", 'because "c"\nd'),)
-    assert again.copies == {"cifar-10": Copy("JPEG copy", False)}
+    assert again.copies == copies
 
 
 def test_damaged_records_are_refused_with_the_file_named(tmp_path: Path):
     with pytest.raises(RunError, match="no such folder"):
         read_records([tmp_path / "nowhere"])
-    write_records(Records((record(),), 0, (), {}, {}), tmp_path)
+    write_records(Records((record(),), (), {}, {}), tmp_path)
     whole = {name: (tmp_path / name).read_text() for name in ("runs.csv", "epochs.csv")}
     for name, old, new, said in (
         ("runs.csv", "protocol,", "", "no column protocol"),
         ("runs.csv", ",2,", ",two,", r"runs\.csv: damaged"),
         ("epochs.csv", "0.9", "high", "damaged"),
+        ("epochs.csv", "0.9", "nan", "a number that is none"),
+        ("epochs.csv", "1,0.1", "2,0.1", "1 of 1 epochs"),
+        ("runs.csv", ",paper,", ",papyrus,", "unknown protocol"),
+        ("runs.csv", ",yes,", ",maybe,", "damaged"),
+        ("runs.csv", "training", "straining", "damaged"),
+        ("runs.csv", "{", "<", "damaged"),
         ("runs.csv", "abc", "abc,more", "different lengths"),
     ):
         (tmp_path / name).write_text(whole[name].replace(old, new, 1))

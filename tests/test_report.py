@@ -21,7 +21,7 @@ FOUR = ("capsnet", "capsnet-conv-att", "capsnet-caps-att", "da-capsnet")
 def write_folder(folder: Path, members, copies: str = "", failures=()) -> Path:
     """A folder of records with reconstructions of all capsule networks."""
     folder.mkdir(parents=True)
-    write_records(Records(tuple(members), 0, tuple(failures), {}, {}), folder)
+    write_records(Records(tuple(members), tuple(failures), {}, {}), folder)
     if copies:
         (folder / "copies.csv").write_text(f"data,copy,same_pixels\n{copies}\n")
     for member in members:
@@ -61,6 +61,10 @@ class Page(HTMLParser):
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.open: list[str] = []
+        self.text: list[str] = []
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
@@ -119,18 +123,17 @@ def test_gains_are_in_bold_only_where_the_interval_leaves_zero_out(tmp_path: Pat
     write_report([write_folder(tmp_path / "records", members)], tmp_path / "out")
     text = (tmp_path / "out" / "RESULTS.md").read_text()
     assert "**+2.00 (+2.00 to +2.00, n = 3)**" in text
-    assert re.search(r"\| \+0\.33 \(-\d", text)
+    assert re.search(r"\| \+0\.33 \(−\d", text)
 
 
 def test_a_report_made_from_a_report_is_the_same_to_the_byte(reported: Path, tmp_path: Path):
     def files(folder: Path) -> dict[str, bytes]:
         return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
-    (reported / "copies.csv").write_text("data,copy,same_pixels\ncifar-10,JPEG copy,no\n")
     before = files(reported)
-    assert {"index.html", "RESULTS.md", "findings.csv", "runs.csv", "epochs.csv"} < set(before)
+    assert {"index.html", "RESULTS.md", "findings.csv", "runs.csv", "epochs.csv", "copies.csv"} < set(before)
     write_report([reported], tmp_path / "again")
-    assert files(tmp_path / "again") | {"copies.csv": before["copies.csv"]} == before
+    assert files(tmp_path / "again") == before
     write_report([reported], reported)
     assert files(reported) == before
 
@@ -138,10 +141,70 @@ def test_a_report_made_from_a_report_is_the_same_to_the_byte(reported: Path, tmp
 def test_only_what_is_shown_of_the_reconstructions_is_kept(reported: Path):
     kept = {folder.name for folder in (reported / "strips").iterdir()}
     assert kept == {
-        f"{network}-{data}-paper-{epochs}-0.001-0"
+        record(network, data, "paper", 0, [0.0], epochs=epochs).run
         for network in ("capsnet", "da-capsnet")
         for data, epochs in (("fashion-mnist", 100), ("cifar-10", 2), ("mnist", 12))
     }
+
+
+def test_what_a_person_keeps_in_a_folder_is_left_alone(reported: Path, tmp_path: Path):
+    for folder, name in (("figures", "my-photo.png"), ("strips", "notes.txt"), ("strips/mine", "a.txt")):
+        (reported / folder).mkdir(exist_ok=True)
+        (reported / folder / name).write_text("mine")
+    (reported / "figures" / "curves-of-old.svg").write_text("left by a former report")
+    write_report([reported], reported)
+    assert (reported / "figures" / "my-photo.png").read_text() == "mine"
+    assert (reported / "strips" / "notes.txt").exists()
+    assert (reported / "strips" / "mine" / "a.txt").exists()
+    assert not (reported / "figures" / "curves-of-old.svg").exists()
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "index.html").write_text("mine")
+    with pytest.raises(RunError, match="holds something else than a report"):
+        write_report([reported], tmp_path / "project")
+    assert (tmp_path / "project" / "index.html").read_text() == "mine"
+
+
+def test_names_of_own_data_stay_what_they_are(tmp_path: Path):
+    names = ["猫", "犬", "my data", "my-data", "a](http://evil.example/x.png)", "un]balanced", "**b**", "<i>x", "a|b"]
+    members = [
+        record(network, name, seed=0, accuracies=[50, 60 + number])
+        for number, name in enumerate(names)
+        for network in ("capsnet", "da-capsnet")
+    ]
+    out = tmp_path / "out"
+    text = write_report([write_folder(tmp_path / "records", members)], out).read_text()
+    page = Page()
+    page.feed(text)
+    sources = [a["src"] for tag, a in page.tags if tag == "img"]
+    assert len(sources) == len(list((out / "figures").iterdir())) == 2 * len(names)  # curves and reconstructions
+    assert len({source for source in sources if source.startswith("data:image/svg")}) == len(names)
+    assert all(source.startswith("data:image/") for source in sources)
+    shown = "".join(page.text)
+    for name in names:
+        assert f"{name}, accuracy on the test set" in shown, name
+
+
+def test_the_matched_control_is_the_one_with_the_parameters(tmp_path: Path):
+    members = [
+        record(network, seed=seed, accuracies=[accuracy + seed], parameters=parameters)
+        for network, accuracy, parameters in (
+            ("capsnet", 80, 100),
+            ("da-capsnet", 90, 1000),
+            ("capsnet, width 32", 50, 30),
+            ("capsnet, width 397", 89, 1003),
+        )
+        for seed in range(3)
+    ]
+    write_report([write_folder(tmp_path / "records", members)], tmp_path / "out")
+    line = next(li for li in (tmp_path / "out" / "RESULTS.md").read_text().splitlines() if "+10.00" in li)
+    assert line.endswith("| **+1.00 (+1.00 to +1.00, n = 3)** |")
+
+
+def test_protocols_are_compared_under_one_condition_only(tmp_path: Path):
+    members = [record(protocol="paper", seed=seed, lr=0.1) for seed in range(3)]
+    members += [record(protocol="clean", seed=seed) for seed in range(3)]
+    write_report([write_folder(tmp_path / "records", members)], tmp_path / "out")
+    assert "Both protocols: not run." in (tmp_path / "out" / "RESULTS.md").read_text()
 
 
 def test_nothing_to_report_is_said(tmp_path: Path):

@@ -8,8 +8,9 @@ import json
 import os
 import re
 import sys
+import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -19,6 +20,8 @@ import numpy as np
 import torch
 import tyro
 from rich.console import Console
+from rich.progress import BarColumn, TaskID, TextColumn
+from rich.progress import Progress as Bars
 from rich.table import Table
 
 from dualcaps.bench import run_short
@@ -27,8 +30,8 @@ from dualcaps.errors import ConfigError, DataError, DualcapsError
 from dualcaps.experiments import (
     EXPERIMENTS,
     Clock,
-    GridDisplay,
     PlannedRun,
+    Progress,
     is_done,
     note_failures,
     plan_runs,
@@ -446,20 +449,22 @@ class Reproduce:
             training=TrainConfig(epochs=self.epochs, precision=self.precision, device=self.device),
             data_dir=self.data_dir,
         )
-        clock = Clock(planned, self.out, self.device)
-        console.print(_plan_table(planned, self.out, clock))
+        if not planned:
+            raise ConfigError("; ".join(f"nothing to run: {failure.reason}" for failure in missing))
+        done = {run for run in planned if is_done(run, self.out)}
+        console.print(_plan_table(planned, done, Clock(planned, self.out, self.jobs)))
         for failure in missing:
             print(f"left out: {failure.run}: {failure.reason}", file=sys.stderr)
         if self.plan:
             return
         note_failures(self.out, missing)
-        with GridDisplay(planned, self.out, self.budget) as display:
+        with _GridDisplay(len(planned), len(done), self.budget) as display:
             failures = reproduce(
                 planned, self.out, jobs=self.jobs, budget=self.budget, data_dir=self.data_dir, tell=display.tell
             )
-        done = sum(is_done(run, self.out) for run in planned)
-        print(f"{done:,} of {len(planned):,} runs done, {len(failures)} failed; dualcaps report {self.out} shows them")
-        if done + len(failures) < len(planned):
+        ended = sum(is_done(run, self.out) for run in planned)
+        print(f"{ended:,} of {len(planned):,} runs done, {len(failures)} failed; dualcaps report {self.out} shows them")
+        if ended + len(failures) < len(planned):
             print("the same command goes on with the others")
         if failures or missing:
             sys.exit(1)
@@ -481,17 +486,77 @@ class Report:
         print(write_report(self.runs, self.out))
 
 
-def _plan_table(planned: Sequence[PlannedRun], out: Path, clock: Clock) -> Table:
+class _GridDisplay:
+    """A line for each run that ends and, on a terminal, bars for the grid and the runs under way; on standard error."""
+
+    def __init__(self, total: int, done: int, budget: float | None) -> None:
+        self._console = Console(stderr=True, highlight=False, markup=False, emoji=False)
+        self._bars = Bars(
+            TextColumn("{task.description}"),
+            BarColumn(20),
+            TextColumn("{task.fields[told]}"),
+            console=self._console,
+            disable=not self._console.is_terminal,
+            transient=True,
+        )
+        self._budget, self._started = budget, time.monotonic()
+        self._all = self._bars.add_task("runs", total=total, completed=done, told=f"{done} of {total}")
+        self._total, self._done, self._ended = total, done, done
+        self._under_way: dict[PlannedRun, TaskID] = {}
+        self._last: dict[PlannedRun, dict[str, Any]] = {}
+
+    def __enter__(self) -> "_GridDisplay":
+        self._bars.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bars.stop()
+
+    def tell(self, progress: Progress) -> None:
+        """Show what happened."""
+        run, line = progress.run, progress.line
+        if progress.ended:
+            if run in self._under_way:
+                self._bars.remove_task(self._under_way.pop(run))
+            self._done += progress.failed is None
+            self._ended += 1
+            self._console.print(f"{self._ended}/{self._total}  {run.name}: {self._outcome(progress)}", soft_wrap=True)
+        elif line is None:
+            self._under_way[run] = self._bars.add_task(run.name, total=run.training.epochs, told="starting")
+        else:
+            self._last[run] = line
+            told = f"epoch {line['epoch']}, {_accuracy(line)}, {line['images_per_second']:,.0f} images/s"
+            self._bars.update(self._under_way[run], completed=line["epoch"], told=told)
+        left = datetime.timedelta(seconds=round(progress.seconds_left))
+        until = ""
+        if self._budget is not None:
+            rest = max(0.0, 60 * self._budget - (time.monotonic() - self._started))
+            until = f", {datetime.timedelta(seconds=round(rest))} of the budget"
+        self._bars.update(self._all, completed=self._done, told=f"{self._done} of {self._total}, {left} left{until}")
+
+    def _outcome(self, progress: Progress) -> str:
+        if progress.failed is not None:
+            return f"failed: {progress.failed}"
+        last = self._last.get(progress.run)
+        if last is None:
+            return "done"
+        return f"{_accuracy(last)} after the last epoch, {last['images_per_second']:,.0f} images/s"
+
+
+def _accuracy(line: Mapping[str, Any]) -> str:
+    name = "validation" if "validation_accuracy" in line else "test"
+    return f"{name} {100 * line[f'{name}_accuracy']:.2f} %"
+
+
+def _plan_table(planned: Sequence[PlannedRun], done: Container[PlannedRun], clock: Clock) -> Table:
     table = Table(box=None, pad_edge=False)
     for heading in ("data", "network", "protocols", "epochs", "seeds", "done", "time left"):
         table.add_column(heading, justify="right" if heading in ("epochs", "seeds", "done", "time left") else "left")
     groups: dict[tuple[str, str], list[PlannedRun]] = {}
     for run in planned:
         groups.setdefault((run.where, describe(run.network)), []).append(run)
-    total = 0.0
     for (where, network), members in groups.items():
-        missing = [run for run in members if not is_done(run, out)]
-        total += (seconds := sum(map(clock.seconds, missing)))
+        missing = [run for run in members if run not in done]
         table.add_row(
             where,
             network,
@@ -499,11 +564,11 @@ def _plan_table(planned: Sequence[PlannedRun], out: Path, clock: Clock) -> Table
             str(members[0].training.epochs),
             str(len({run.training.seed for run in members})),
             f"{len(members) - len(missing)} of {len(members)}",
-            _duration(seconds) if missing else "",
+            _duration(clock.left(dict.fromkeys(missing, 0))) if missing else "",
         )
-    table.add_row(
-        "all", "", "", "", "", f"{sum(is_done(run, out) for run in planned)} of {len(planned)}", _duration(total)
-    )
+    missing = [run for run in planned if run not in done]
+    total = _duration(clock.left(dict.fromkeys(missing, 0))) if missing else ""
+    table.add_row("all", "", "", "", "", f"{len(planned) - len(missing)} of {len(planned)}", total)
     return table
 
 
@@ -544,7 +609,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         _fail("out of memory: lower --batch-size or --image-size, or close other programs")
     except KeyboardInterrupt:
-        print("dualcaps: interrupted; training goes on with the same command and --resume", file=sys.stderr)
+        print("dualcaps: interrupted; the same command goes on, train with --resume", file=sys.stderr)
         sys.exit(130)
 
 

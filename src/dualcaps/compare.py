@@ -9,29 +9,34 @@ from typing import Literal, NamedTuple
 
 from dualcaps import paper
 from dualcaps.paper import Printed
-from dualcaps.records import Record, Records
+from dualcaps.records import Copy, Record, Records
 
 Verdict = Literal["reproduced", "not reproduced", "inconclusive", "not run"]
 
 CONFIDENCE = 0.95
 MARGIN = 0.5
-"""Percentage points within which an accuracy counts as the printed one, which is of a single run."""
+"""Percentage points by which an accuracy may miss the printed one, which is of a single run."""
 
 RULE = f"""\
 Ours is the mean over the seeds, its difference to the printed number has a {CONFIDENCE:.0%} interval (Student's t; for
 gains of one network over another, of the differences seed by seed). Protocol `paper` is compared, which selects the
 epoch on the test set as the paper did; where it was not run, protocol `clean`.
 
-- An accuracy is **reproduced** if the interval lies above the printed value less {MARGIN} points: it is reached. It is
-  **not reproduced** if the interval lies below that.
+- An accuracy is **reproduced** if the interval begins no lower than the printed value less a margin: it is reached. It
+  is **not reproduced** if the interval ends below that. The margin is {MARGIN} points, or half of what the printed
+  value lacks to 100 % where that is less, so that 100 % means every image.
 - A gain is **reproduced** if the interval lies above zero and reaches the printed gain, **not reproduced** if it ends
   below the printed gain.
 - A number of epochs to 100 % is **reproduced** if the mean of the first epochs with every test image right is within
-  two of it, and **not reproduced** if there is no such epoch in some run of at least as many epochs.
+  two of it, and **not reproduced** if it is not, or if some run of at least as many epochs has none. Only protocol
+  `paper` tells.
 - Everything else is **inconclusive**: fewer than two seeds, an interval that allows both answers, images that are not
-  the official ones pixel for pixel, and a failure to reach an accuracy, or any gain, where fewer epochs were
-  trained than the paper's {paper.EPOCHS}.
-- **Not run** is what no finished run tells about."""
+  the official ones pixel for pixel, another recipe than the paper's, and a failure to reach an accuracy, or any gain
+  but that of the first five epochs, where fewer epochs were trained than the paper's {paper.EPOCHS}.
+- **Not run** is what no finished run tells about.
+
+Where one data set was trained under several conditions (epochs, rate, …), those with two seeds or more come first, then
+those with more epochs, then those with more runs; all networks of a table row are compared under one condition."""
 
 
 class Interval(NamedTuple):
@@ -119,22 +124,20 @@ class Cell:
         """How many each run trained."""
         return self.records[0].epochs
 
-    @property
-    def copy(self) -> bool | None:
-        """Whether the files are the official ones; None where there are none."""
-        return self.records[0].official
-
     def values(self, of: Callable[[Record], float]) -> dict[int, float]:
         """A number of each run, by seed."""
         return {record.seed: of(record) for record in self.records}
 
 
+Cells = Mapping[tuple[str, str, str], Cell]
+"""Runs by data, network and protocol."""
+
+
 def cells(records: Records) -> dict[tuple[str, str, str], Cell]:
     """The runs by data, network and protocol.
 
-    Where there are runs under several conditions (epochs, batch, …) of one data set and protocol,
-    those count that have the most runs, of equally many the ones with the most epochs: all networks
-    of a data set are compared under one condition.
+    Where there are runs under several conditions of one data set and protocol, `RULE` says which
+    of them count.
     """
     chosen: dict[tuple[str, str, str], Cell] = {}
     ordered = sorted(records.runs, key=lambda r: (r.data, r.protocol))
@@ -142,13 +145,18 @@ def cells(records: Records) -> dict[tuple[str, str, str], Cell]:
         conditions: dict[str, list[Record]] = {}
         for record in group:
             conditions.setdefault(record.condition, []).append(record)
-        alike = max(conditions.values(), key=lambda members: (len(members), members[0].epochs, members[0].condition))
+        alike = max(conditions.values(), key=_weight)
         networks: dict[str, dict[int, Record]] = {}
         for record in alike:
             networks.setdefault(record.network, {})[record.seed] = record
         for network, by_seed in networks.items():
             chosen[data, network, protocol] = Cell(tuple(by_seed[seed] for seed in sorted(by_seed)))
     return chosen
+
+
+def _weight(alike: Sequence[Record]) -> tuple[bool, int, int, str]:
+    several_seeds = len({record.seed for record in alike}) > 1
+    return several_seeds, alike[0].epochs, len(alike), alike[0].condition
 
 
 def accuracy(record: Record) -> float:
@@ -191,20 +199,31 @@ class Finding:
     reason: str
 
 
-def judge(printed: Printed, records: Records) -> Finding:
-    """Hold one printed number against the runs."""
-    table = cells(records)
+def judge(printed: Printed, table: Cells, copies: Mapping[str, Copy]) -> Finding:
+    """Hold one printed number against the runs.
+
+    Args:
+        printed: the number.
+        table: the runs.
+        copies: what the data sets' files are where they are not the official ones.
+    """
     nothing = Finding(printed, None, None, None, "", 0, "not run", "")
-    for protocol in ("paper", "clean"):
+    for protocol in ("paper",) if printed.quantity == "epochs to 100 %" else ("paper", "clean"):
         cell = table.get((printed.data, printed.network, protocol))
         baseline = table.get((printed.data, printed.baseline, protocol))
         if cell and (baseline or not printed.baseline):
             break
     else:
         return nothing
-    exact = cell.copy is not False or ((copy := records.copies.get(printed.data)) is not None and copy.same_pixels)
+    trusted = [*cell.records, *(baseline.records if baseline else ())]
+    same_pixels = printed.data in copies and copies[printed.data].same_pixels
+    doubt = ""
+    if not all(record.official or (record.official is False and same_pixels) for record in trusted):
+        doubt = "not the official images"
+    elif not all(map(_as_the_paper_trained, trusted)):
+        doubt = "another recipe"
     if printed.quantity == "epochs to 100 %":
-        return _judge_epochs(printed, cell, protocol, exact)
+        return _judge_epochs(printed, cell, doubt)
     if printed.quantity == "first-five gain" and cell.epochs < 5:
         return nothing
     of = first_five if printed.quantity == "first-five gain" else accuracy
@@ -220,20 +239,26 @@ def judge(printed: Printed, records: Records) -> Finding:
         verdict, reason = _verdict_on_accuracy(ours, printed.value)
     if ours.n < 2:
         verdict, reason = "inconclusive", "one seed"
-    elif not exact:
-        verdict, reason = "inconclusive", "not the official images"
+    elif doubt:
+        verdict, reason = "inconclusive", doubt
     elif not enough and (baseline or verdict == "not reproduced"):
         verdict, reason = "inconclusive", f"{cell.epochs} of {paper.EPOCHS} epochs"
     less = ours.less(printed.value)
     return Finding(printed, ours, std, less, protocol, cell.epochs, verdict, reason)
 
 
+def _as_the_paper_trained(record: Record) -> bool:
+    asked = {**record.asked["training"], **record.asked["data"]}
+    return all(asked.get(name, value) == value for name, value in paper.recipe(record.data).items())
+
+
 def _verdict_on_accuracy(ours: Interval, printed: float) -> tuple[Verdict, str]:
-    if ours.low > printed + MARGIN:
+    margin = min(MARGIN, (100 - printed) / 2)
+    if ours.low > printed + margin:
         return "reproduced", "higher"
-    if ours.low > printed - MARGIN:
+    if ours.low >= printed - margin:
         return "reproduced", "reached"
-    if ours.high < printed - MARGIN:
+    if ours.high < printed - margin:
         return "not reproduced", "lower"
     return "inconclusive", "wide interval"
 
@@ -248,19 +273,20 @@ def _verdict_on_gain(ours: Interval, printed: float) -> tuple[Verdict, str]:
     return "inconclusive", "wide interval"
 
 
-def _judge_epochs(printed: Printed, cell: Cell, protocol: str, exact: bool) -> Finding:
-    reached = {record.seed: epochs_to(record, 100.0) for record in cell.records}
-    epochs = [float(epoch) for epoch in reached.values() if epoch is not None]
-    ours = mean_interval(epochs) if len(epochs) == len(reached) else None
+def _judge_epochs(printed: Printed, cell: Cell, doubt: str) -> Finding:
+    epochs = [float(epoch) for record in cell.records if (epoch := epochs_to(record, 100.0)) is not None]
+    reached = f"{len(epochs)} of {len(cell.records)} runs reach it"
+    ours, less = None, None
     verdict: Verdict = "inconclusive"
-    if ours is None:
-        best = max(100 * epoch.accuracy for record in cell.records for epoch in record.history)
-        reason = f"best {best:.2f} % in {cell.epochs} epochs"
-        if exact and cell.epochs >= printed.value:
-            verdict = "not reproduced"
+    if len(epochs) == len(cell.records):
+        ours = mean_interval(epochs)
+        less = ours.less(printed.value)
+        if ours.n > 1:
+            verdict = "reproduced" if abs(less.mean) <= 2 else "not reproduced"
     else:
-        reason = "100 % reached"
-        if exact and ours.n >= 2:
-            verdict = "reproduced" if abs(ours.mean - printed.value) <= 2 else "not reproduced"
-    less = None if ours is None else ours.less(printed.value)
-    return Finding(printed, ours, spread(epochs), less, protocol, cell.epochs, verdict, reason)
+        reached += f", best {max(100 * epoch.accuracy for record in cell.records for epoch in record.history):.2f} %"
+        if cell.epochs >= printed.value:
+            verdict = "not reproduced"
+    if doubt:
+        verdict, reached = "inconclusive", f"{doubt}, {reached}"
+    return Finding(printed, ours, spread(epochs) if ours else None, less, "paper", cell.epochs, verdict, reached)

@@ -7,9 +7,13 @@ missing, each in a process of its own, so that a crash costs one run and a kill 
 
 import dataclasses
 import datetime
+import hashlib
 import json
+import math
 import multiprocessing
 import os
+import re
+import statistics
 import sys
 import threading
 import time
@@ -21,17 +25,15 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, TaskID, TextColumn
-from rich.progress import Progress as ProgressBars
 
 from dualcaps import runs
 from dualcaps.bench import count_operations, matrix_rate
-from dualcaps.data import DATA_SETS, ImageData, Split, load_data
-from dualcaps.errors import ConfigError, DataError, DualcapsError
+from dualcaps.data import DATA_SETS, ImageData, Split, load_data, unknown_source
+from dualcaps.errors import ConfigError, DataError, DualcapsError, ModelError, RunError
 from dualcaps.explain import reconstruction_strips
 from dualcaps.inference import choose_device, choose_precision
-from dualcaps.models import ModelConfig, Network, count_parameters, create_model, describe
+from dualcaps.models import ModelConfig, Network, build_model, count_parameters, create_model, describe
+from dualcaps.records import data_name, run_name
 from dualcaps.train import TrainConfig, fit
 
 Protocol = Literal["clean", "paper"]
@@ -211,7 +213,8 @@ class PlannedRun:
     """One training.
 
     Attributes:
-        data: the data set or path, and `split` its split; the run's seed is the split's too.
+        data: the data set's name, or the absolute path of own images.
+        split: the data set's split, "" for its own; the run's seed is the split's too.
         network: what is trained.
         training: how, seed and protocol included.
         operations: what it costs, in multiplications and additions.
@@ -226,24 +229,27 @@ class PlannedRun:
     @property
     def name(self) -> str:
         """What it is, in words."""
-        how = f"{self.training.protocol}, {self.training.epochs} epochs, seed {self.training.seed}"
-        return f"{describe(self.network)} on {self.where}, {how}"
+        how = self.training
+        return run_name(describe(self.network), self.where, how.protocol, how.epochs, how.seed)
 
     @property
     def where(self) -> str:
         """The data set and its split."""
-        return f"{Path(self.data).stem} ({self.split})" if self.split else Path(self.data).stem
+        return data_name(self.data, self.split)
 
     @property
     def folder(self) -> Path:
-        """Where it is kept, below the folder of all runs; one for each combination of settings."""
+        """Where it is kept, below the folder of all runs; one for each combination of settings and images."""
         how = [self.training.protocol, f"{self.training.epochs}-epochs"]
-        how += [self.training.precision] if self.training.precision != "auto" else []
-        parts = (self.where, describe(self.network), " ".join(how), f"seed {self.training.seed}")
-        return Path(*("-".join(part.translate(_PLAIN).split()) for part in parts))
-
-
-_PLAIN = str.maketrans("", "", "(),/")
+        for setting in dataclasses.fields(TrainConfig):
+            value = getattr(self.training, setting.name)
+            if value != setting.default and setting.name not in ("protocol", "epochs", "seed", "device", "compile"):
+                how += [setting.name, str(value)]
+        place = self.where
+        if self.data not in DATA_SETS:  # folders of one name in several places
+            place += " " + hashlib.sha256(self.data.encode()).hexdigest()[:8]
+        parts = (place, describe(self.network), " ".join(how), f"seed {self.training.seed}")
+        return Path(*(re.sub(r"[^\w.]+", "-", part).strip("-") for part in parts))
 
 
 class Failure(NamedTuple):
@@ -276,24 +282,30 @@ def plan_runs(
         data_dir: where the data sets are looked for first.
 
     Returns:
-        The runs, and the data sets that could not be loaded.
+        The runs, and what had to be left out: data sets that could not be loaded, networks that cannot
+        be built for their images.
 
     Raises:
-        ConfigError: an unknown experiment, nothing to run, or a number outside its range.
+        ConfigError: an unknown experiment, a data set that no chosen experiment is about, no protocol,
+            or a number outside its range.
     """
     for name in experiments:
         if name not in EXPERIMENTS:
             raise ConfigError(f"unknown experiment {name!r}: choose from {', '.join(EXPERIMENTS)}")
     if seeds < 1:
         raise ConfigError(f"seeds must be at least 1, got {seeds}")
+    if not protocols:
+        raise ConfigError("protocols: choose clean, paper or both")
+    data_sets = [name if name in DATA_SETS else _own(name) for name in data_sets]
     wanted: dict[tuple[str, Split | Literal[""]], dict[Variant, int]] = {}
-    for name in experiments or EXPERIMENTS:
+    for name in sorted(experiments or EXPERIMENTS, key=lambda name: name.startswith("control-")):
         experiment = EXPERIMENTS[name]
         for place in _places(experiment, data_sets):
             for variant in experiment.networks:
                 wanted.setdefault(place, {}).setdefault(variant, int(name.startswith("control-")))
-    if not wanted:
-        raise ConfigError(f"nothing to run: no chosen experiment is about {', '.join(data_sets)}")
+    for name in data_sets:
+        if name not in [source for source, _ in wanted]:
+            raise ConfigError(f"nothing to run: no chosen experiment is about {name}")
     training = training or TrainConfig()
     planned: dict[PlannedRun, tuple[Any, ...]] = {}
     missing = []
@@ -301,11 +313,15 @@ def plan_runs(
         try:
             data = load_data(source, data_dir=data_dir, split=split or None)
         except DataError as error:
-            missing.append(Failure(f"{source} ({split})" if split else source, str(error)))
+            missing.append(Failure(data_name(source, split), str(error)))
             continue
         images = len(data.train) + len(data.validation) + (len(data.validation) + len(data.test)) / 3
         for number, (variant, tier) in enumerate(variants.items()):
-            network = variant.configure(data.image_shape, len(data.classes))
+            try:
+                network = variant.configure(data.image_shape, len(data.classes))
+            except ModelError as error:
+                missing.append(Failure(f"{variant} on {data_name(source, split)}", str(error)))
+                continue
             operations = training.epochs * images * count_operations(network)
             for seed in range(seeds):
                 for protocol in protocols:
@@ -321,10 +337,14 @@ def _places(experiment: Experiment, data_sets: Sequence[str]) -> Iterable[tuple[
     """Where an experiment is to be run: its own data sets as far as they are asked for, then others."""
     own = [place for place in experiment.data if not data_sets or place[0] in data_sets]
     others = [name for name in data_sets if name not in [place[0] for place in experiment.data]]
-    for name in others:
-        if name not in DATA_SETS and not Path(name).exists():
-            load_data(name)  # says what there is
     return [*own, *((name, "") for name in others if experiment.any_data)]
+
+
+def _own(source: str) -> str:
+    """The absolute path of own images."""
+    if not Path(source).exists():
+        raise unknown_source(source)
+    return str(Path(source).resolve())
 
 
 def perform(
@@ -349,12 +369,7 @@ def perform(
     folder = out / run.folder
     data = load_data(run.data, data_dir=data_dir, split=run.split or None, split_seed=run.training.seed)
     torch.manual_seed(run.training.seed)
-    switches = {
-        name: value
-        for name, value in dataclasses.asdict(run.network).items()
-        if name not in ("name", "image_shape", "num_classes")
-    }
-    model = create_model(run.network.name, data.image_shape, len(data.classes), **switches)
+    model = build_model(run.network)
 
     def each_epoch(line: dict[str, Any]) -> None:
         if line["epoch"] <= _STRIP_EPOCHS:
@@ -379,55 +394,78 @@ class Progress(NamedTuple):
     """How far a grid of runs is.
 
     run: the run that something is told of.
-    line: its last epoch's metrics; None when it starts, ends or fails.
+    seconds_left: an estimate for all that is left of all runs.
+    line: the metrics of the run's last epoch; None when it starts, ends or fails.
     ended: whether it ended just now.
     failed: why, if it failed.
-    seconds_left: an estimate for all that is left.
     """
 
     run: PlannedRun
-    line: dict[str, Any] | None
-    ended: bool
-    failed: str | None
     seconds_left: float
+    line: dict[str, Any] | None = None
+    ended: bool = False
+    failed: str | None = None
+
+
+def _epochs_done(run: PlannedRun, out: Path) -> int:
+    """How many epochs of a run are kept."""
+    try:
+        return len(runs.read_metrics(out / run.folder))
+    except RunError:
+        return 0
 
 
 def is_done(run: PlannedRun, out: Path) -> bool:
     """Whether a run is finished, its pictures too."""
     folder = out / run.folder
-    return runs.is_finished(folder) and (
-        run.network.decoder is False or (folder / runs.STRIPS / "selected.png").is_file()
-    )
+    try:
+        runs.read_result(folder)
+    except RunError:
+        return False
+    return not run.network.decoder or (folder / runs.STRIPS / "selected.png").is_file()
 
 
 class Clock:
-    """Estimates what runs take, from what others took on this machine."""
+    """Estimates what runs take, from what others took on this machine.
 
-    def __init__(self, planned: Sequence[PlannedRun], out: Path, device: str) -> None:
-        place = choose_device(device)
+    Args:
+        planned: the runs.
+        out: the folder of all runs, where some may be finished.
+        jobs: how many are trained at once.
+    """
+
+    def __init__(self, planned: Sequence[PlannedRun], out: Path, jobs: int = 1) -> None:
+        self._jobs = jobs
         self._like: dict[tuple[str, ModelConfig], float] = {}
-        self._all: list[float] = []
-        number_type = getattr(torch, choose_precision("auto", place))
-        # A first guess: small layers reach a fifth of what a large product does.
-        self._guess = 1 / (0.2 * matrix_rate(place, number_type, 1024))
         for run in planned:
             if is_done(run, out):
-                self.learn(run, runs.read_result(out / run.folder).get("training_seconds", 0.0))
+                seconds = runs.read_result(out / run.folder).get("training_seconds")
+                if isinstance(seconds, float):
+                    self.learn(run, seconds / run.training.epochs)
+        if planned and not self._like:
+            # A first guess: small layers reach a fifth of what a large product does.
+            place = choose_device(planned[0].training.device)
+            number_type = getattr(torch, choose_precision(planned[0].training.precision, place))
+            self._guess = 1 / (0.2 * matrix_rate(place, number_type, 1024))
 
-    def learn(self, run: PlannedRun, seconds: float) -> None:
-        """Take in what a run took."""
-        if seconds > 0:
-            self._like[run.data, run.network] = seconds / run.operations
-            self._all.append(seconds / run.operations)
+    def learn(self, run: PlannedRun, epoch_seconds: float) -> None:
+        """Take in what an epoch of a run took."""
+        self._like[run.data, run.network] = epoch_seconds * run.training.epochs / run.operations
 
     def seconds(self, run: PlannedRun, epochs_done: int = 0) -> float:
-        """What is left of a run."""
-        usual = sorted(self._all)[len(self._all) // 2] if self._all else self._guess
+        """What is left of a run, alone."""
+        usual = statistics.median(self._like.values()) if self._like else self._guess
         rate = self._like.get((run.data, run.network), usual)
         return _START_SECONDS + run.operations * rate * (1 - epochs_done / run.training.epochs)
 
+    def left(self, epochs_done: Mapping[PlannedRun, int]) -> float:
+        """What is left of runs of which some epochs are done, as many at once as there are jobs."""
+        seconds = [self.seconds(run, done) for run, done in epochs_done.items()]
+        return max(sum(seconds) / self._jobs, max(seconds, default=0.0))
+
 
 _START_SECONDS = 3.0
+_LONGEST_WAIT = 3600.0  # seconds
 
 
 def reproduce(
@@ -448,8 +486,8 @@ def reproduce(
         planned: the runs, in the order to take them.
         out: the folder of all runs; only one process at a time may work in it.
         jobs: how many runs at once; on the CPU they share the cores.
-        budget: minutes after which to stop; a run is not started if it is unlikely to end by then,
-            and one that is under way is stopped, to be gone on with another time.
+        budget: minutes after which to stop. A run that is unlikely to end by then gives way to a shorter
+            one; what is under way is stopped, to be gone on with first the next time.
         data_dir: where data sets are looked for first.
         tell: told whenever something happens.
 
@@ -462,35 +500,29 @@ def reproduce(
     """
     if jobs < 1:
         raise ConfigError(f"jobs must be at least 1, got {jobs}")
-    if budget is not None and budget <= 0:
-        raise ConfigError(f"budget must be above 0 minutes, got {budget}")
+    if budget is not None and not 0 < budget < math.inf:
+        raise ConfigError(f"budget must be a number of minutes above 0, got {budget}")
     out.mkdir(parents=True, exist_ok=True)
-    started = time.monotonic()
+    end = math.inf if budget is None else time.monotonic() + 60 * budget
     failures: list[Failure] = []
     with runs.locked(out):
-        waiting = [run for run in planned if not is_done(run, out)]
-        if not waiting:
-            return []
-        clock = Clock(planned, out, planned[0].training.device)
+        waiting = {run: _epochs_done(run, out) for run in planned if not is_done(run, out)}
+        clock = Clock(planned, out, jobs)
         busy: dict[Connection, _Job] = {}
 
-        def left() -> float:
-            under_way = sum(clock.seconds(job.run, job.epochs) for job in busy.values())
-            return (sum(map(clock.seconds, waiting)) + under_way) / jobs
-
-        def time_left() -> float:
-            return float("inf") if budget is None else 60 * budget - (time.monotonic() - started)
+        def tell_of(run: PlannedRun, **what: Any) -> None:
+            left = clock.left(waiting | {job.run: job.epochs for job in busy.values()})
+            tell(Progress(run, seconds_left=left, **what))
 
         try:
             while True:
-                while len(busy) < jobs and (run := _next(waiting, clock, time_left())):
-                    waiting.remove(run)
-                    connection, job = _start(run, out, data_dir, jobs)
+                while len(busy) < jobs and (run := _next(waiting, clock, end - time.monotonic(), not busy)):
+                    connection, job = _start(run, waiting.pop(run), out, data_dir, jobs)
                     busy[connection] = job
-                    tell(Progress(run, None, False, None, left()))
-                if not busy or time_left() <= 0:
+                    tell_of(run)
+                if not busy or time.monotonic() >= end:
                     return failures
-                for connection in wait(list(busy), timeout=None if budget is None else time_left()):
+                for connection in wait(list(busy), timeout=min(max(end - time.monotonic(), 0), _LONGEST_WAIT)):
                     assert isinstance(connection, Connection)
                     job = busy[connection]
                     try:
@@ -499,18 +531,17 @@ def reproduce(
                         job.process.join()
                         said = f"its process ended with code {job.process.exitcode}"
                     if isinstance(said, dict):
-                        job.epochs = said["epoch"]
-                        tell(Progress(job.run, said, False, None, left()))
+                        if (seconds := job.epoch_ended(said["epoch"])) is not None:
+                            clock.learn(job.run, seconds)
+                        tell_of(job.run, line=said)
                         continue
                     del busy[connection]
                     connection.close()
                     job.process.join()
-                    if said is None:
-                        clock.learn(job.run, runs.read_result(out / job.run.folder)["training_seconds"])
-                    else:
+                    if said is not None:
                         failures.append(Failure(job.run.name, said))
                         note_failures(out, failures[-1:])
-                    tell(Progress(job.run, None, True, said, left()))
+                    tell_of(job.run, ended=True, failed=said)
         finally:
             for job in busy.values():
                 job.process.kill()  # its last epoch is kept
@@ -518,88 +549,40 @@ def reproduce(
                 job.process.join()
 
 
-class GridDisplay:
-    """A line for each run that ends and, on a terminal, bars for the grid and the runs under way; on standard error."""
-
-    def __init__(self, planned: Sequence[PlannedRun], out: Path, budget: float | None) -> None:
-        self._console = Console(stderr=True, highlight=False, markup=False, emoji=False)
-        self._bars = ProgressBars(
-            TextColumn("{task.description}"),
-            BarColumn(20),
-            TextColumn("{task.fields[told]}"),
-            console=self._console,
-            disable=not self._console.is_terminal,
-            transient=True,
-        )
-        done = sum(is_done(run, out) for run in planned)
-        self._budget, self._started = budget, time.monotonic()
-        self._all = self._bars.add_task("runs", total=len(planned), completed=done, told=f"{done} of {len(planned)}")
-        self._total, self._done = len(planned), done
-        self._under_way: dict[PlannedRun, TaskID] = {}
-        self._last: dict[PlannedRun, dict[str, Any]] = {}
-
-    def __enter__(self) -> "GridDisplay":
-        self._bars.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._bars.stop()
-
-    def tell(self, progress: Progress) -> None:
-        """Show what happened."""
-        run, line = progress.run, progress.line
-        if progress.ended:
-            if run in self._under_way:
-                self._bars.remove_task(self._under_way.pop(run))
-            self._done += 1
-            self._console.print(f"{self._done}/{self._total}  {run.name}: {self._outcome(progress)}", soft_wrap=True)
-        elif line is None:
-            self._under_way[run] = self._bars.add_task(run.name, total=run.training.epochs, told="starting")
-        else:
-            self._last[run] = line
-            told = f"epoch {line['epoch']}, {_accuracy(line)}, {line['images_per_second']:,.0f} images/s"
-            self._bars.update(self._under_way[run], completed=line["epoch"], told=told)
-        left = datetime.timedelta(seconds=round(progress.seconds_left))
-        until = ""
-        if self._budget is not None:
-            rest = max(0.0, 60 * self._budget - (time.monotonic() - self._started))
-            until = f", {datetime.timedelta(seconds=round(rest))} of the budget"
-        self._bars.update(self._all, completed=self._done, told=f"{self._done} of {self._total}, {left} left{until}")
-
-    def _outcome(self, progress: Progress) -> str:
-        if progress.failed is not None:
-            return f"failed: {progress.failed}"
-        last = self._last.get(progress.run)
-        if last is None:
-            return "done"
-        return f"{_accuracy(last)} after the last epoch, {last['images_per_second']:,.0f} images/s"
-
-
-def _accuracy(line: Mapping[str, Any]) -> str:
-    name = "validation" if "validation_accuracy" in line else "test"
-    return f"{name} {100 * line[f'{name}_accuracy']:.2f} %"
-
-
 @dataclass
 class _Job:
+    """A run under way: its process, the epochs that are done, and when the last one was."""
+
     run: PlannedRun
     process: BaseProcess
-    epochs: int = 0
+    epochs: int
+    last: float | None = None
+
+    def epoch_ended(self, epochs: int) -> float | None:
+        """The seconds since the epoch before, None for the process's first, which has its start in it."""
+        before, self.last = self.last, time.monotonic()
+        self.epochs = epochs
+        return None if before is None else self.last - before
 
 
-def _next(waiting: Sequence[PlannedRun], clock: Clock, seconds: float) -> PlannedRun | None:
-    """The first run that can end in time."""
-    return next((run for run in waiting if clock.seconds(run) <= seconds), None)
+def _next(waiting: Mapping[PlannedRun, int], clock: Clock, seconds: float, idle: bool) -> PlannedRun | None:
+    """The run to start: one that was stopped before any other, and the first that can end in time.
+
+    If none can, and nothing else is under way, the first of all: what it comes to is kept.
+    """
+    in_order = sorted(waiting, key=lambda run: waiting[run] == 0)
+    fitting = (run for run in in_order if clock.seconds(run, waiting[run]) <= seconds)
+    return next(fitting, in_order[0] if in_order and idle and seconds > 0 else None)
 
 
-def _start(run: PlannedRun, out: Path, data_dir: str | Path | None, jobs: int) -> tuple[Connection, _Job]:
+def _start(run: PlannedRun, epochs: int, out: Path, data_dir: str | Path | None, jobs: int) -> tuple[Connection, _Job]:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     threads = max(1, torch.get_num_threads() // jobs)
     process = context.Process(target=_work, args=(theirs, run, out, data_dir, threads))
     process.start()
     theirs.close()
-    return ours, _Job(run, process)
+    return ours, _Job(run, process, epochs)
 
 
 def _work(connection: Connection, run: PlannedRun, out: Path, data_dir: str | Path | None, threads: int) -> None:

@@ -80,6 +80,8 @@ class ModelConfig:
         ):
             if getattr(self, switch) not in allowed:
                 raise ModelError(f"{switch} must be one of {', '.join(allowed)}, got {getattr(self, switch)!r}")
+        if self.gate != "tanh" and not self.conv_attention and self.caps_attention == "none":
+            raise ModelError(f"{self.name} has no attention module that a {self.gate} gate could be in")
 
 
 PARENT_DIM = 16

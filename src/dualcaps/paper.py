@@ -5,7 +5,7 @@ Reports 10, 11383 (2020).
 """
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 EPOCHS = 100
 """Epochs that the paper trained for, but for the 7 of Figs. 8 and 9."""
@@ -33,6 +33,15 @@ class Printed:
     quantity: Quantity
     value: float
     baseline: str = ""
+
+
+def recipe(data: str) -> dict[str, Any]:
+    """How the paper trained on a data set, as D11 to D16 decide it: settings of training and data."""
+    return {
+        **{"batch_size": 16 if data == "coil-20" else 128, "lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-7},
+        **{"reconstruction_weight": 0.0005, "augment": "policy"},
+        **{"image_size": None, "channels": None, "camera": None, "objects": None, "extra": False},
+    }
 
 
 class Decision(NamedTuple):
@@ -105,7 +114,7 @@ def _figure_10() -> list[Printed]:
 
 
 PRINTED: tuple[Printed, ...] = (*_table_1(), *_table_2(), *_table_4(), *_figure_10())
-"""Every number that the paper prints of its results."""
+"""The numbers that the paper prints of its results, as far as our copy of its text holds them."""
 
 CONTRADICTIONS: tuple[str, ...] = (
     "The abstract has DA-CapsNet reach 100 % on MNIST after 8 epochs, the text about Fig. 10 after 10.",

@@ -32,12 +32,11 @@ def svg(figure: "Figure") -> bytes:
     return content.getvalue()
 
 
-def accuracy_bands(curves: Mapping[str, np.ndarray], title: str) -> "Figure":
+def accuracy_bands(curves: Mapping[str, np.ndarray]) -> "Figure":
     """Accuracy against the epoch: for each name the mean over its runs and a standard deviation to each side.
 
     Args:
         curves: by name, accuracies in % [runs, epochs].
-        title: what they are of.
     """
     figure = _figure(6.4, 4)
     axes = figure.subplots()
@@ -54,7 +53,6 @@ def accuracy_bands(curves: Mapping[str, np.ndarray], title: str) -> "Figure":
     axes.set(
         xlabel="epoch", ylabel="accuracy, %", ylim=(low - 0.15 * (top - low) - 0.5, top + 0.05 * (top - low) + 0.2)
     )
-    axes.set_title(title, loc="left", fontsize=11, parse_math=False)
     axes.locator_params(axis="x", integer=True)
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right", frameon=False, fontsize=9)

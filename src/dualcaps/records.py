@@ -2,15 +2,17 @@
 
 A folder of records holds `runs.csv` (a line a run), `epochs.csv` (a line an epoch),
 `failures.csv` and `strips/<run>/` with the reconstructions that were kept; both ways of reading
-give the same records. In `copies.csv` (columns data, copy, same_pixels) one may name what a data
-set's files are where they are not the official ones.
+give the same records. In `copies.csv` (columns data, copy, same_pixels: yes or no) one may name
+what a data set's files are where they are not the official ones.
 """
 
 import csv
 import dataclasses
+import functools
 import hashlib
 import io
 import json
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dualcaps import runs
+from dualcaps.data import DATA_SETS
 from dualcaps.errors import RunError
 from dualcaps.models import ModelConfig, describe
 
@@ -58,7 +61,7 @@ class Record:
         sha256: of the images and their split.
         device, processor, threads, torch, dualcaps, commit, started: with what and when it was
             last started.
-        settings: everything that was asked for, as JSON.
+        settings: everything that was asked for, as JSON: model, training and data.
         history: an entry an epoch.
     """
 
@@ -90,18 +93,16 @@ class Record:
     settings: str
     history: tuple[Epoch, ...] = dataclasses.field(repr=False)
 
-    @property
-    def model(self) -> Mapping[str, Any]:
-        """The network's configuration."""
-        return json.loads(self.settings)["model"]
+    @functools.cached_property
+    def asked(self) -> dict[str, Any]:
+        """The settings, read: dictionaries "model", "training" and "data"."""
+        return json.loads(self.settings)
 
-    @property
+    @functools.cached_property
     def condition(self) -> str:
-        """What runs must share to be averaged or compared: all of the training and the data but seeds."""
-        settings = json.loads(self.settings)
-        settings["training"].pop("seed")
-        settings["data"].pop("split_seed")
-        return json.dumps([settings["training"], settings["data"], self.precision])
+        """What runs must share to be averaged or compared: all of training and data but seeds and protocol."""
+        training = _without(self.asked["training"], "seed", "protocol")
+        return json.dumps([training, _without(self.asked["data"], "split_seed"), self.precision, self.official])
 
 
 class Copy(NamedTuple):
@@ -121,15 +122,13 @@ class Records:
 
     Attributes:
         runs: the finished runs, in the order of data, network, protocol, epochs and seed.
-        unfinished: how many run folders hold a run that is not finished.
-        failures: names of runs that failed, or of data sets that were not found, and why; without
-            those that have been finished since.
+        failures: names of runs that failed or are not finished, or of data sets that were not found,
+            and why; without those that have been finished since.
         copies: by data set, what its files are.
         strips: by run, the folder of its reconstructions.
     """
 
     runs: tuple[Record, ...]
-    unfinished: int
     failures: tuple[tuple[str, str], ...]
     copies: Mapping[str, Copy]
     strips: Mapping[str, Path]
@@ -147,7 +146,6 @@ def read_records(sources: Sequence[str | Path]) -> Records:
     strips: dict[str, Path] = {}
     failures: dict[str, str] = {}
     copies: dict[str, Copy] = {}
-    unfinished = 0
     for source in map(Path, sources):
         if not source.is_dir():
             raise RunError(f"{source}: no such folder: name run folders, or a folder of them")
@@ -166,8 +164,10 @@ def read_records(sources: Sequence[str | Path]) -> Records:
             failures.update(_read_failures(file))
         for config in sorted(source.rglob(runs.CONFIG)):
             folder = config.parent
+            if folder.name.startswith("."):  # half made when its process was killed
+                continue
             if not runs.is_finished(folder):
-                unfinished += 1
+                failures |= _unfinished(folder)
                 continue
             record = _read_run(folder)
             found[record.run] = record
@@ -176,11 +176,11 @@ def read_records(sources: Sequence[str | Path]) -> Records:
     ordered = sorted(found.values(), key=lambda r: (r.data, r.network, r.protocol, r.epochs, r.seed, r.run))
     done = {name for record in ordered for name in (_name(record), record.data)}
     still = tuple(sorted((run, reason) for run, reason in failures.items() if run not in done))
-    return Records(tuple(ordered), unfinished, still, copies, strips)
+    return Records(tuple(ordered), still, copies, strips)
 
 
 def write_records(records: Records, out: Path) -> None:
-    """Write the records as CSV files; the strips and `copies.csv` stay where they are.
+    """Write the records as CSV files; the strips stay where they are.
 
     Raises:
         OSError: they cannot be written; what was there stays.
@@ -190,26 +190,55 @@ def write_records(records: Records, out: Path) -> None:
     epochs = ([r.run, *map(_text, epoch)] for r in records.runs for epoch in r.history)
     _write_csv(out / EPOCHS, ["run", *Epoch._fields], epochs)
     _write_csv(out / FAILED, ["run", "reason"], records.failures)
+    if records.copies:
+        lines = ([data, copy.name, _text(copy.same_pixels)] for data, copy in sorted(records.copies.items()))
+        _write_csv(out / COPIES, ["data", "copy", "same_pixels"], lines)
+
+
+def run_name(network: str, data: str, protocol: str, epochs: int, seed: int) -> str:
+    """What a run is called in words."""
+    return f"{network} on {data}, {protocol}, {epochs} epochs, seed {seed}"
+
+
+def data_name(source: str, split: str | None) -> str:
+    """What a data set is called: its name or the folder's, and its split where it is not the set's own."""
+    name = source if source in DATA_SETS else Path(source).resolve().stem
+    return f"{name} ({split})" if split else name
 
 
 def _name(record: Record) -> str:
-    """As a planned run is called; it names the failures."""
-    return f"{record.network} on {record.data}, {record.protocol}, {record.epochs} epochs, seed {record.seed}"
+    return run_name(record.network, record.data, record.protocol, record.epochs, record.seed)
+
+
+def _unfinished(folder: Path) -> dict[str, str]:
+    """The name of a run that is not finished; nothing for a folder that only looks like one."""
+    try:
+        config = runs.read_config(folder)
+        model = describe(runs.parse(ModelConfig, config["model"], folder))
+        data = data_name(config["data"]["source"], config["data"]["split"])
+        training = config["training"]
+        name = run_name(model, data, training["protocol"], training["epochs"], training["seed"])
+    except (RunError, KeyError, TypeError):
+        return {}
+    return {name: "not finished"}
 
 
 def _read_run(folder: Path) -> Record:
     config, provenance = runs.read_config(folder), runs.read_provenance(folder)
     result, metrics = runs.read_result(folder), runs.read_metrics(folder)
     model = runs.parse(ModelConfig, config["model"], folder)
-    settings = {
-        "model": dataclasses.asdict(model),
-        # Where it ran and whether it was compiled is another matter than what was asked for.
-        "training": _without(config["training"], "device", "compile"),
-        "data": _without(config["data"], "data_dir") | {"source": Path(config["data"]["source"]).stem},
-    }
     try:
         session, data = provenance["sessions"][-1], provenance["data"]
-        training, split = settings["training"], settings["data"]["split"]
+        source, split, training = config["data"]["source"], config["data"]["split"], config["training"]
+        name = data_name(source, None)
+        # Where own images lie is told by no more than a number that keeps folders of one name apart.
+        place = {} if name == source else {"place": hashlib.sha256(source.encode()).hexdigest()[:8]}
+        settings = {
+            "model": dataclasses.asdict(model),
+            # Where it ran and whether it was compiled is another matter than what was asked for.
+            "training": _without(training, "device", "compile"),
+            "data": _without(config["data"], "data_dir") | {"source": name} | place,
+        }
         selected_on = "test" if training["protocol"] == "paper" else "validation"
         history = tuple(
             Epoch(
@@ -221,9 +250,9 @@ def _read_run(folder: Path) -> Record:
         )
         text = json.dumps(settings)
         identity = json.dumps([text, data["sha256"], session["device"], result["precision"]])
-        return Record(
+        record = Record(
             run=hashlib.sha256(identity.encode()).hexdigest()[:12],
-            data=f"{settings['data']['source']} ({split})" if split else settings["data"]["source"],
+            data=data_name(source, split),
             network=describe(model),
             protocol=training["protocol"],
             seed=training["seed"],
@@ -250,8 +279,24 @@ def _read_run(folder: Path) -> Record:
             settings=text,
             history=history,
         )
-    except (KeyError, IndexError, TypeError, statistics.StatisticsError) as error:
+        _check(record)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
         raise RunError(f"{folder}: damaged ({type(error).__name__}: {error}): train again") from error
+    return record
+
+
+def _check(record: Record) -> None:
+    """Raise ValueError for what no run leaves behind."""
+    numbers = [number for epoch in record.history for number in epoch]
+    numbers += [record.selection_accuracy, record.test_accuracy, record.training_seconds, record.images_per_second]
+    if [epoch.epoch for epoch in record.history] != list(range(1, record.epochs + 1)):
+        raise ValueError(f"{len(record.history)} of {record.epochs} epochs")
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError("a number that is none")
+    if record.protocol not in ("clean", "paper"):
+        raise ValueError(f"unknown protocol {record.protocol!r}")
+    if record.asked["training"]["epochs"] != record.epochs or not isinstance(record.asked["data"], dict):
+        raise ValueError("settings of another run")
 
 
 def _without(section: Mapping[str, Any], *names: str) -> dict[str, Any]:
@@ -266,20 +311,24 @@ def _read_table(folder: Path) -> list[Record]:
         for line in _read_csv(folder / EPOCHS, ("run", *Epoch._fields)):
             numbers = [float(line[name]) for name in Epoch._fields[1:]]
             history.setdefault(line["run"], []).append(Epoch(int(line["epoch"]), *numbers))
-        return [
+        records = [
             Record(
                 **{name: _value(types[name], line[name]) for name in columns},
                 history=tuple(history.get(line["run"], [])),
             )
             for line in _read_csv(folder / RUNS, columns)
         ]
-    except (ValueError, TypeError) as error:
+        for record in records:
+            _check(record)
+        return records
+    except (ValueError, TypeError, KeyError) as error:
         raise RunError(f"{folder / RUNS}: damaged ({error}): make it again from the run folders") from error
 
 
 def _read_failures(file: Path) -> dict[str, str]:
     try:
-        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        whole, _, _ = file.read_text().rpartition("\n")  # a kill may have torn the last line
+        lines = [json.loads(line) for line in whole.splitlines()]
         return {line["run"]: line["reason"] for line in lines}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{file}: damaged ({error}): remove it") from error
@@ -308,7 +357,9 @@ def _write_csv(file: Path, columns: Sequence[str], lines: Iterable[Sequence[str]
 
 
 def _text(value: Any) -> str:
-    return "" if value is None else {"True": "yes", "False": "no"}.get(str(value), str(value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "" if value is None else str(value)
 
 
 def _value(kind: Any, text: str) -> Any:

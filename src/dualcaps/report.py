@@ -11,6 +11,7 @@ import math
 import re
 import shutil
 import statistics
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from dualcaps import paper, runs
 from dualcaps.compare import (
     RULE,
     Cell,
+    Cells,
     Finding,
     Interval,
     accuracy,
@@ -35,7 +37,9 @@ from dualcaps.compare import (
 from dualcaps.errors import RunError
 from dualcaps.paper import Printed
 from dualcaps.plots import accuracy_bands, png, strip_rows, svg
-from dualcaps.records import Record, Records, read_records, write_records
+from dualcaps.records import COPIES, RUNS, Record, Records, read_records, write_records
+
+FINDINGS = "findings.csv"
 
 _DATA = ("mnist", "fashion-mnist", "cifar-10", "svhn", "smallnorb", "coil-20", "coil-20 (views)", "digits")
 _NETWORKS = ("cnn", "capsnet", "capsnet-conv-att", "capsnet-caps-att", "da-capsnet", "sabour-capsnet")
@@ -68,43 +72,46 @@ def write_report(sources: Sequence[str | Path], out: str | Path) -> Path:
 
     Into `out` go `index.html`, which holds everything; `RESULTS.md` with `figures/`; `findings.csv`, a
     line for each printed number; and the records themselves (`runs.csv`, `epochs.csv`,
-    `failures.csv`, `strips/`), from which the same report can be made again.
+    `failures.csv`, `copies.csv`, `strips/`), from which the same report can be made again.
 
     Args:
         sources: run folders, folders of them, or folders of records.
-        out: where to write; what a former report left there is replaced.
+        out: where to write: a new or empty folder, or one of a former report or of records, which is
+            replaced.
 
     Returns:
         The page, `out/index.html`.
 
     Raises:
-        RunError: no finished run, or damaged files.
+        RunError: no finished run, damaged files, or `out` holds something else.
         OSError: something cannot be written.
     """
     records, out = read_records(sources), Path(out)
     if not records.runs:
         raise RunError(f"{', '.join(map(str, sources))}: no finished run: train with dualcaps reproduce or train first")
-    text, pictures = _compose(records)
+    if out.is_dir() and any(out.iterdir()) and not any((out / name).is_file() for name in (FINDINGS, RUNS, COPIES)):
+        raise RunError(f"{out}: holds something else than a report: choose a new folder with --out")
+    table = cells(records)
+    findings = [judge(printed, table, records.copies) for printed in paper.PRINTED]
+    text, pictures = _compose(records, table, findings)
     page = _page(text, pictures)
-    findings = _findings_csv([judge(printed, records) for printed in paper.PRINTED], records)
     (out / "figures").mkdir(parents=True, exist_ok=True)
-    _keep_strips(records, out)
+    _keep_strips(records, table, out)
     write_records(records, out)
     for picture in pictures:
         runs.write_bytes(out / "figures" / picture.name, picture.content)
-    for old in set((out / "figures").iterdir()) - {out / "figures" / picture.name for picture in pictures}:
-        if old.suffix in (".svg", ".png"):
+    made = {picture.name for picture in pictures}
+    for old in (out / "figures").iterdir():
+        if old.name not in made and re.fullmatch(r"(curves|fig|reconstructions)-.*\.(svg|png)", old.name):
             old.unlink()
-    runs.write_bytes(out / "findings.csv", findings.encode())
+    runs.write_bytes(out / FINDINGS, _findings_csv(findings, records).encode())
     runs.write_bytes(out / "RESULTS.md", text.encode())
     runs.write_bytes(out / "index.html", page.encode())
     return out / "index.html"
 
 
-def _compose(records: Records) -> tuple[str, list[_Picture]]:
+def _compose(records: Records, table: Cells, findings: Sequence[Finding]) -> tuple[str, list[_Picture]]:
     """The whole report as Markdown, and its pictures."""
-    table = cells(records)
-    findings = [judge(printed, records) for printed in paper.PRINTED]
     pictures: list[_Picture] = []
     sections = [
         _opening(records, findings),
@@ -130,19 +137,17 @@ def _opening(records: Records, findings: Sequence[Finding]) -> str:
     )
     lines = [
         "# DA-CapsNet, run again",
-        'Every number that Huang & Zhou, "DA-CapsNet: dual attention mechanism capsule network" (Scientific Reports '
-        "10, 11383, 2020) prints of its results, with ours beside it. The authors published no code; where the text is "
-        "silent, the numbered decisions at the end say what was done.",
+        'The numbers that Huang & Zhou, "DA-CapsNet: dual attention mechanism capsule network" (Scientific Reports '
+        "10, 11383, 2020) print of their results, with ours beside them. The authors published no code; where the text "
+        "is silent, the numbered decisions at the end say what was done.",
         f"**{len(records.runs):,} finished runs; of {len(findings)} printed numbers: {verdicts}.** "
         "Accuracies are of the test set, in %, mean ± standard deviation over n seeds; differences are in percentage "
         "points with their 95 % interval.",
     ]
-    if records.unfinished:
-        lines.append(f"{records.unfinished} more runs are not finished and not counted.")
     return "\n\n".join(lines)
 
 
-def _attention(records: Records, table: dict[tuple[str, str, str], Cell]) -> str:
+def _attention(records: Records, table: Cells) -> str:
     """Gains over the baseline, and over the baseline with as many parameters."""
     rows = []
     for data, protocol in _conditions(table):
@@ -159,8 +164,9 @@ def _attention(records: Records, table: dict[tuple[str, str, str], Cell]) -> str
     head = ["data", "protocol", "epochs", "Conv-Attention", "Caps-Attention", "both", "both, over widened capsnet"]
     text = (
         "## Does dual attention help?\n\nGains over `capsnet`, in points. The last column compares `da-capsnet` with "
-        "`capsnet` widened until it has as many parameters, which the paper did not. An interval that does not hold "
-        "zero is in bold."
+        "`capsnet` widened until it has as many parameters, which the paper did not. An interval of three seeds or "
+        "more that does not hold zero is in bold; one without width means that all seeds agree, which happens where "
+        "test images are few."
     )
     return f"{text}\n\n{_markdown(head, rows)}"
 
@@ -171,14 +177,19 @@ def _gain(ours: Cell | None, baseline: Cell | None) -> str:
     return _points(difference(ours.values(accuracy), baseline.values(accuracy)))
 
 
-def _widened(table: dict[tuple[str, str, str], Cell], data: str, protocol: str) -> Cell | None:
-    names = [n for d, n, p in table if (d, p) == (data, protocol) and re.fullmatch(r"capsnet, width \d+", n)]
-    return table[data, min(names), protocol] if names else None
+def _widened(table: Cells, data: str, protocol: str) -> Cell | None:
+    """`capsnet` with the parameters of `da-capsnet`, within a hundredth."""
+    if not (da := table.get((data, "da-capsnet", protocol))):
+        return None
+    wanted = da.records[0].parameters
+    for (where, network, how), cell in sorted(table.items()):
+        alike = (where, how) == (data, protocol) and re.fullmatch(r"capsnet, width \d+", network)
+        if alike and abs(cell.records[0].parameters - wanted) < wanted / 100:
+            return cell
+    return None
 
 
-def _printed_table(
-    where: str, findings: Sequence[Finding], records: Records, table: dict[tuple[str, str, str], Cell]
-) -> str:
+def _printed_table(where: str, findings: Sequence[Finding], records: Records, table: Cells) -> str:
     titles = {
         "Table 1": "Table 1: the squash constant",
         "Table 2": "Table 2: the four networks",
@@ -204,7 +215,12 @@ def _printed_table(
         *("data", "network", "printed", "ours, `paper`", "ours, `clean`"),
         *("ours − printed", "epochs", "verdict"),
     ]
-    return f"## {titles[where]}\n\n{_markdown(head, rows)}"
+    missing = (
+        "\n\nOur copy of the paper's text lacks the numbers of the CNN on CIFAR-10, SVHN and Fashion-MNIST."
+        if where == "Table 4"
+        else ""
+    )
+    return f"## {titles[where]}\n\n{_markdown(head, rows)}{missing}"
 
 
 def _what(printed: Printed) -> str:
@@ -214,7 +230,7 @@ def _what(printed: Printed) -> str:
     return f"{over}, mean of epochs 1 to 5" if printed.quantity == "first-five gain" else over
 
 
-def _ours(table: dict[tuple[str, str, str], Cell], printed: Printed, protocol: str) -> str:
+def _ours(table: Cells, printed: Printed, protocol: str) -> str:
     cell = table.get((printed.data, printed.network, protocol))
     baseline = table.get((printed.data, printed.baseline, protocol))
     of = first_five if printed.quantity == "first-five gain" else accuracy
@@ -225,7 +241,7 @@ def _ours(table: dict[tuple[str, str, str], Cell], printed: Printed, protocol: s
     return _mean(list(cell.values(of).values()))
 
 
-def _epochs_needed(records: Records, findings: Sequence[Finding], table: dict[tuple[str, str, str], Cell]) -> str:
+def _epochs_needed(records: Records, findings: Sequence[Finding], table: Cells) -> str:
     text = [
         "## Fig. 10 and Table 4: how fast the networks learn",
         "The paper counts the epochs until every test image of MNIST is right:",
@@ -233,7 +249,7 @@ def _epochs_needed(records: Records, findings: Sequence[Finding], table: dict[tu
     rows = []
     for finding in findings:
         if finding.printed.quantity == "epochs to 100 %":
-            ours = _NOT_RUN if finding.verdict == _NOT_RUN else "never"
+            ours = _NOT_RUN if finding.verdict == _NOT_RUN else "not by all"
             ours = f"{finding.ours.mean:.1f} (n = {finding.ours.n})" if finding.ours else ours
             printed = f"{finding.printed.value:.0f}"
             rows.append([finding.printed.network, printed, ours, str(finding.epochs or ""), _verdict(finding)])
@@ -263,7 +279,7 @@ def _reached(cell: Cell, threshold: float) -> str:
     return f"{statistics.fmean(epochs):.1f} ({len(epochs)} of {len(cell.records)})"
 
 
-def _curves(records: Records, table: dict[tuple[str, str, str], Cell], pictures: list[_Picture]) -> str:
+def _curves(records: Records, table: Cells, pictures: list[_Picture]) -> str:
     text = [
         "## Figs. 11 to 13: accuracy against epoch",
         "Mean over the seeds, the band is one standard deviation to each side. Protocol `paper`: accuracy on the test "
@@ -286,15 +302,16 @@ def _curves(records: Records, table: dict[tuple[str, str, str], Cell], pictures:
         number = f"{_FIGURES[data]}: " if data in _FIGURES and protocol == "paper" else ""
         caption = f"{number}{_named(data, records)}, accuracy on the {part}, protocol {protocol}, n = {n}"
         name = f"curves-{_file_name(data)}-{protocol}.svg"
-        pictures.append(_Picture(name, svg(accuracy_bands(curves, f"{data}, {part}")), caption))
+        pictures.append(_Picture(name, svg(accuracy_bands(curves)), caption))
         text.append(_image(pictures[-1]))
     return "\n\n".join(text)
 
 
-def _reconstructions(records: Records, table: dict[tuple[str, str, str], Cell], pictures: list[_Picture]) -> str:
+def _reconstructions(records: Records, table: Cells, pictures: list[_Picture]) -> str:
     text = [
         "## Figs. 8, 9 and 14: reconstructions",
-        "Test images, one of each class, and what the decoder makes of the pose of their predicted class.",
+        "Test images, one of each class, ten at the most, and what the decoder makes of the pose of their predicted "
+        "class.",
     ]
     for figure, network in (("Fig. 8", "capsnet"), ("Fig. 9", "da-capsnet")):
         record = _drawn(records, table, "fashion-mnist", network)
@@ -305,10 +322,11 @@ def _reconstructions(records: Records, table: dict[tuple[str, str, str], Cell], 
         epochs = sorted((int(f.stem.partition("-")[2]), f) for f in folder.glob("epoch-*.png"))
         rows = {"input": folder / "input.png"} | {f"epoch {number}": file for number, file in epochs}
         caption = f"{figure}: Fashion-MNIST, {network} after each of the first epochs, {_which(record)}"
-        name = f"{_file_name(figure)}-{network}.png"
+        name = f"fig-{figure.removeprefix('Fig. ')}-{network}.png"
         pictures.append(_Picture(name, png(strip_rows(_strips(rows))), caption))
         text.append(_image(pictures[-1]))
-    for data, figure in (("coil-20", "Fig. 14"), *((d, "") for d in _DATA if d != "coil-20")):
+    others = [data for data in _in_order({data for data, _, _ in table}, _DATA) if data != "coil-20"]
+    for data, figure in (("coil-20", "Fig. 14"), *((data, "") for data in others)):
         drawn = {n: r for n in ("capsnet", "da-capsnet") if (r := _drawn(records, table, data, n))}
         if not drawn:
             if figure:
@@ -324,7 +342,7 @@ def _reconstructions(records: Records, table: dict[tuple[str, str, str], Cell], 
     return "\n\n".join(text)
 
 
-def _drawn(records: Records, table: dict[tuple[str, str, str], Cell], data: str, network: str) -> Record | None:
+def _drawn(records: Records, table: Cells, data: str, network: str) -> Record | None:
     """The run whose reconstructions are shown: the first seed's, of the paper's protocol if there is one."""
     for protocol in _PROTOCOLS:
         if cell := table.get((data, network, protocol)):
@@ -345,19 +363,17 @@ def _strips(files: dict[str, Path]) -> dict[str, np.ndarray]:
     for name, file in files.items():
         try:
             strips[name] = np.asarray(Image.open(file).convert("RGB"))
-        except OSError as error:
-            raise RunError(f"{file}: cannot be read ({error}): run the experiment again") from error
+        except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for damaged files
+            raise RunError(f"{file}: cannot be read ({error}): remove the run's folder and train it again") from error
     return strips
 
 
-def _keep_strips(records: Records, out: Path) -> None:
-    """Copy the reconstructions that the report shows next to the records."""
-    table = cells(records)
+def _keep_strips(records: Records, table: Cells, out: Path) -> None:
+    """Copy the reconstructions that the report shows next to the records, and drop those that one showed before."""
     shown = {
         record.run
-        for data in _DATA
-        for network in ("capsnet", "da-capsnet")
-        if (record := _drawn(records, table, data, network))
+        for data, network, _ in table
+        if network in ("capsnet", "da-capsnet") and (record := _drawn(records, table, data, network))
     }
     for run in sorted(shown):
         target = out / runs.STRIPS / run
@@ -367,11 +383,11 @@ def _keep_strips(records: Records, out: Path) -> None:
                 runs.write_bytes(target / file.name, file.read_bytes())
     if (out / runs.STRIPS).is_dir():
         for old in (out / runs.STRIPS).iterdir():
-            if old.name not in shown and old.name not in {run for run, kept in records.strips.items() if kept == old}:
+            if old.name not in shown and old.is_dir() and re.fullmatch(r"[0-9a-f]{12}", old.name):
                 shutil.rmtree(old)
 
 
-def _controls(records: Records, table: dict[tuple[str, str, str], Cell]) -> str:
+def _controls(records: Records, table: Cells) -> str:
     """Networks that differ in a switch, each beside the network that it differs from."""
     rows = []
     for data, protocol in _conditions(table):
@@ -398,12 +414,12 @@ def _controls(records: Records, table: dict[tuple[str, str, str], Cell]) -> str:
     return f"{text}\n\n{_markdown(head, rows) if rows else f'Controls: {_NOT_RUN}.'}"
 
 
-def _protocols(records: Records, table: dict[tuple[str, str, str], Cell]) -> str:
+def _protocols(records: Records, table: Cells) -> str:
     rows = []
     for data in _in_order({data for data, _, _ in table}, _DATA):
         for network in _in_order({n for d, n, _ in table if d == data}, _NETWORKS):
             paper_cell, clean_cell = (table.get((data, network, protocol)) for protocol in _PROTOCOLS)
-            if paper_cell and clean_cell and paper_cell.epochs == clean_cell.epochs:
+            if paper_cell and clean_cell and paper_cell.records[0].condition == clean_cell.records[0].condition:
                 gap = difference(paper_cell.values(accuracy), clean_cell.values(accuracy))
                 rows.append(
                     [
@@ -420,7 +436,7 @@ def _protocols(records: Records, table: dict[tuple[str, str, str], Cell]) -> str
     return f"{text}\n\n{_markdown(head, rows) if rows else f'Both protocols: {_NOT_RUN}.'}"
 
 
-def _everything(records: Records, table: dict[tuple[str, str, str], Cell]) -> str:
+def _everything(records: Records, table: Cells) -> str:
     rows = []
     for data, protocol in _conditions(table):
         for network in _in_order({n for d, n, p in table if (d, p) == (data, protocol)}, _NETWORKS):
@@ -456,10 +472,10 @@ def _provenance(records: Records) -> str:
         sizes = (first.training_images, first.validation_images, first.test_images)
         rows.append([_named(data, records), *(f"{size:,}" for size in sizes)])
     machines = Counter(
-        (r.device if r.device != "cpu" else r.processor, r.torch, r.precision, r.commit[:7]) for r in records.runs
+        (r.device if r.device != "cpu" else r.processor, r.torch, r.precision, r.commit) for r in records.runs
     )
     lines = [
-        f"- {count} runs on {machine}, torch {torch}, {precision}, commit {commit or 'of a release'}"
+        f"- {count} runs on {machine}, torch {torch}, {precision}, {_commit(commit)}"
         for (machine, torch, precision, commit), count in sorted(machines.items())
     ]
     text = [
@@ -470,10 +486,17 @@ def _provenance(records: Records) -> str:
         "\n".join(lines),
     ]
     if records.failures:
-        text.append(_markdown(["failed", "why"], [list(failure) for failure in records.failures]))
+        text.append(
+            _markdown(["left out", "why"], [[_plain(text) for text in failure] for failure in records.failures])
+        )
     else:
         text.append("No run failed.")
     return "\n\n".join(text)
+
+
+def _commit(commit: str) -> str:
+    name, _, changed = commit.partition("-")
+    return f"commit {name[:7]}{' with changes' if changed else ''}" if name else "of a release"
 
 
 def _decisions() -> str:
@@ -488,7 +511,7 @@ def _decisions() -> str:
     )
 
 
-def _conditions(table: dict[tuple[str, str, str], Cell]) -> list[tuple[str, str]]:
+def _conditions(table: Cells) -> list[tuple[str, str]]:
     """Data sets and protocols that something was run on."""
     data_sets = _in_order({data for data, _, _ in table}, _DATA)
     pairs = {(data, protocol) for data, _, protocol in table}
@@ -502,10 +525,15 @@ def _in_order(names: Iterable[str], known: Sequence[str]) -> list[str]:
 def _named(data: str, records: Records) -> str:
     """A data set with what its files are."""
     official = next((record.official for record in records.runs if record.data == data), None)
-    if official is None:
-        return data
+    if official is None or official:
+        return _plain(data)
     copy = records.copies.get(data.split(" (")[0])
-    return data if official else f"{data}, {copy.name if copy else 'not the official files'}"
+    return _plain(f"{data}, {copy.name if copy else 'not the official files'}")
+
+
+def _plain(text: str) -> str:
+    """Text whose characters mean nothing in Markdown."""
+    return re.sub(r"([\\`*_\[\]<>#!|])", r"\\\1", text)
 
 
 def _mean(values: Sequence[float]) -> str:
@@ -517,9 +545,10 @@ def _points(interval: Interval, *, count: bool = True) -> str:
     """A difference in points with its interval, bold where that does not hold zero."""
     n = f", n = {interval.n}" if count else ""
     if math.isinf(interval.low):
-        return f"{interval.mean:+.2f} (n = {interval.n})"
-    text = f"{interval.mean:+.2f} ({interval.low:+.2f} to {interval.high:+.2f}{n})"
-    return f"**{text}**" if count and (interval.low > 0 or interval.high < 0) else text
+        return f"{interval.mean:+.2f} (n = {interval.n})".replace("-", "−")
+    text = f"{interval.mean:+.2f} ({interval.low:+.2f} to {interval.high:+.2f}{n})".replace("-", "−")
+    sure = interval.n > 2 and (interval.low > 0 or interval.high < 0)
+    return f"**{text}**" if count and sure else text
 
 
 def _between(numbers: Sequence[int]) -> str:
@@ -530,15 +559,15 @@ def _verdict(finding: Finding) -> str:
     return f"{finding.verdict}: {finding.reason}" if finding.reason else finding.verdict
 
 
-def _file_name(words: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
+def _file_name(data: str) -> str:
+    """A data set's name as a part of a file's name, never the same for two."""
+    plain = re.sub(r"[^a-z0-9]+", "-", data.lower()).strip("-")
+    return plain if data in _DATA else f"{plain}-{zlib.crc32(data.encode()):08x}"
 
 
 def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(
-        "| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in line) + " |" for line in lines
-    )
+    return "\n".join("| " + " | ".join(" ".join(cell.split()) for cell in line) + " |" for line in lines)
 
 
 def _image(picture: _Picture) -> str:
@@ -560,7 +589,9 @@ def _findings_csv(findings: Sequence[Finding], records: Records) -> str:
         if finding.ours is not None and less is not None:
             bounds = [None if math.isinf(bound) else bound for bound in less[:3]]
             numbers = [finding.ours.n, finding.ours.mean, finding.std, *bounds]
-        named = _named(printed.data, records).removeprefix(printed.data).removeprefix(", ")
+        copy = records.copies.get(printed.data)
+        official = next((r.official for r in records.runs if r.data == printed.data), None)
+        named = {None: "", True: "official files"}.get(official, copy.name if copy else "not the official files")
         writer.writerow(
             [
                 *(printed.where, printed.data, named, printed.network, printed.quantity, printed.baseline),

@@ -243,7 +243,8 @@ def _open_run(
         known = runs.parse(type(settings), existing[section], path)
         for name, value in wanted[section].items():
             before = getattr(known, name)
-            if before != value and name not in ("data_dir", "source", "compile"):  # the content's hash decides on these
+            # Their hash decides whether the data are the same; where and how the run goes on is free.
+            if before != value and name not in ("data_dir", "source", "compile", "device"):
                 option = "model" if name == "name" else name
                 raise RunError(
                     f"{path}: {option} was {before}, now {value}: resume with the same options, or train anew"

@@ -49,10 +49,8 @@ def accuracy_bands(curves: Mapping[str, np.ndarray]) -> "Figure":
             axes.fill_between(epochs, mean - std, np.minimum(mean + std, 100), color=colour, alpha=0.15, linewidth=0)
         lowest.append(np.quantile(mean, 0.1))
     top = max(float(values.mean(axis=0).max()) for values in curves.values())
-    low = min(lowest)
-    axes.set(
-        xlabel="epoch", ylabel="accuracy, %", ylim=(low - 0.15 * (top - low) - 0.5, top + 0.05 * (top - low) + 0.2)
-    )
+    low = min(*lowest, top - 5)  # the first epochs may fall out of the picture
+    axes.set(xlabel="epoch", ylabel="accuracy, %", ylim=(low - 0.1 * (top - low), top + 0.05 * (top - low)))
     axes.locator_params(axis="x", integer=True)
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right", frameon=False, fontsize=9)

@@ -23,9 +23,9 @@ ALLOWED = {
     "step": {"models", "losses"},
     "train": {"step", "models", "data", "runs", "inference", "explain", "plots", "errors"},
     "bench": {"step", "inference", "models", "losses", "data", "errors"},
-    "experiments": {"train", "bench", "explain", "inference", "models", "data", "runs", "errors"},
+    "experiments": {"train", "bench", "explain", "inference", "records", "models", "data", "runs", "errors"},
     "paper": set(),
-    "records": {"models", "runs", "errors"},
+    "records": {"models", "data", "runs", "errors"},
     "compare": {"records", "paper"},
     "report": {"compare", "records", "paper", "runs", "plots", "errors"},
     "cli": {

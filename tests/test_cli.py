@@ -98,12 +98,14 @@ def test_evaluation_as_json_adds_up(run_cli: Callable, run: Path):
 
 def test_switches_reach_the_network_and_the_recipe_the_training(run_cli: Callable, shapes_folder: Path):
     options = ("--caps-attention", "shared", "--iterations", 2, "--update", "replace", "--no-decoder", "--extra-conv")
+    options += ("--gate", "sigmoid", "--width", 20)
     said = run_cli("train", shapes_folder, *FAST, *options, "--image-size", 16, 18, "--lr", 0.01, "--out", "run")
     assert said.code == 0, said.err
     config = json.loads(Path("run/config.json").read_text())
     assert config["model"] == {
         "name": "da-capsnet", "image_shape": [1, 16, 18], "num_classes": 3, "conv_attention": True,
         "caps_attention": "shared", "extra_conv": True, "iterations": 2, "squash_constant": 0.5, "update": "replace",
+        "gate": "sigmoid", "width": 20,
         "decoder": False,
     }  # fmt: skip
     assert config["training"]["lr"] == 0.01

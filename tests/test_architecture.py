@@ -29,7 +29,7 @@ ALLOWED = {
     "compare": {"records", "paper"},
     "report": {"compare", "records", "paper", "runs", "plots", "errors"},
     "cli": {
-        *("bench", "experiments", "report", "train", "inference", "explain"),
+        *("bench", "experiments", "records", "report", "train", "inference", "explain"),
         *("models", "data", "runs", "plots", "errors"),
     },
     "__main__": {"cli"},

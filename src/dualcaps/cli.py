@@ -41,6 +41,7 @@ from dualcaps.explain import contact_sheet
 from dualcaps.inference import choose_precision, evaluate_run, load_model, predict_files
 from dualcaps.models import MODELS, count_parameters, create_model, describe
 from dualcaps.plots import png
+from dualcaps.records import data_name
 from dualcaps.report import write_report
 from dualcaps.runs import write_bytes
 from dualcaps.train import TrainConfig, fit
@@ -435,9 +436,7 @@ class Reproduce:
             for name, experiment in EXPERIMENTS.items():
                 console.print(f"{name}\n  asks      {experiment.asks}\n  printed   {experiment.printed}")
                 console.print(f"  networks  {'; '.join(map(str, experiment.networks))}")
-                console.print(
-                    f"  data      {', '.join(f'{d} ({split})' if split else d for d, split in experiment.data)}"
-                )
+                console.print(f"  data      {', '.join(data_name(*place) for place in experiment.data)}")
                 console.print(f"  command   dualcaps reproduce {name}")
                 console.print(f"  time      dualcaps reproduce {name} --plan estimates it for this machine\n")
             return
@@ -516,8 +515,7 @@ class _GridDisplay:
         """Show what happened."""
         run, line = progress.run, progress.line
         if progress.ended:
-            if run in self._under_way:
-                self._bars.remove_task(self._under_way.pop(run))
+            self._bars.remove_task(self._under_way.pop(run))
             self._done += progress.failed is None
             self._ended += 1
             self._console.print(f"{self._ended}/{self._total}  {run.name}: {self._outcome(progress)}", soft_wrap=True)

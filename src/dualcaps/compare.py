@@ -231,8 +231,7 @@ def judge(printed: Printed, table: Cells, copies: Mapping[str, Copy]) -> Finding
     values = cell.values(of)
     if baseline:
         ours = difference(values, baseline.values(of))
-        pairs = [values[seed] - other for seed, other in baseline.values(of).items() if seed in values]
-        std = spread(pairs) if len(pairs) > 1 else None
+        std = spread([values[seed] - other for seed, other in baseline.values(of).items() if seed in values])
         verdict, reason = _verdict_on_gain(ours, printed.value)
     else:
         ours, std = mean_interval(list(values.values())), spread(list(values.values()))

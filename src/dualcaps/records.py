@@ -186,13 +186,13 @@ def write_records(records: Records, out: Path) -> None:
         OSError: they cannot be written; what was there stays.
     """
     columns = [field.name for field in dataclasses.fields(Record) if field.name != "history"]
-    _write_csv(out / RUNS, columns, ([_text(getattr(r, name)) for name in columns] for r in records.runs))
+    write_csv(out / RUNS, columns, ([_text(getattr(r, name)) for name in columns] for r in records.runs))
     epochs = ([r.run, *map(_text, epoch)] for r in records.runs for epoch in r.history)
-    _write_csv(out / EPOCHS, ["run", *Epoch._fields], epochs)
-    _write_csv(out / FAILED, ["run", "reason"], records.failures)
+    write_csv(out / EPOCHS, ["run", *Epoch._fields], epochs)
+    write_csv(out / FAILED, ["run", "reason"], records.failures)
     if records.copies:
         lines = ([data, copy.name, _text(copy.same_pixels)] for data, copy in sorted(records.copies.items()))
-        _write_csv(out / COPIES, ["data", "copy", "same_pixels"], lines)
+        write_csv(out / COPIES, ["data", "copy", "same_pixels"], lines)
 
 
 def run_name(network: str, data: str, protocol: str, epochs: int, seed: int) -> str:
@@ -348,7 +348,8 @@ def _read_csv(file: Path, columns: Iterable[str]) -> list[dict[str, str]]:
     return lines
 
 
-def _write_csv(file: Path, columns: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
+def write_csv(file: Path, columns: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
+    """Replace a CSV file in one step; raises OSError where it cannot be written."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)

@@ -4,20 +4,19 @@
 """
 
 import base64
-import csv
 import html
-import io
 import math
 import re
 import shutil
 import statistics
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from dualcaps import paper, runs
 from dualcaps.compare import (
@@ -37,7 +36,7 @@ from dualcaps.compare import (
 from dualcaps.errors import RunError
 from dualcaps.paper import Printed
 from dualcaps.plots import accuracy_bands, png, strip_rows, svg
-from dualcaps.records import COPIES, RUNS, Record, Records, read_records, write_records
+from dualcaps.records import COPIES, RUNS, Record, Records, read_records, write_csv, write_records
 
 FINDINGS = "findings.csv"
 
@@ -56,6 +55,7 @@ _OTHER_THRESHOLDS = (50.0, 80.0, 90.0, 95.0)
 _FIGURES = {"cifar-10": "Fig. 11", "fashion-mnist": "Fig. 12", "svhn": "Fig. 13"}
 _PROTOCOLS = ("paper", "clean")
 _NOT_RUN = "not run"
+_OFFICIAL = "official files"
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def write_report(sources: Sequence[str | Path], out: str | Path) -> Path:
     for old in (out / "figures").iterdir():
         if old.name not in made and re.fullmatch(r"(curves|fig|reconstructions)-.*\.(svg|png)", old.name):
             old.unlink()
-    runs.write_bytes(out / FINDINGS, _findings_csv(findings, records).encode())
+    _write_findings(out / FINDINGS, findings, records)
     runs.write_bytes(out / "RESULTS.md", text.encode())
     runs.write_bytes(out / "index.html", page.encode())
     return out / "index.html"
@@ -238,7 +238,7 @@ def _ours(table: Cells, printed: Printed, protocol: str) -> str:
         return _NOT_RUN
     if baseline:
         return _points(difference(cell.values(of), baseline.values(of)))
-    return _mean(list(cell.values(of).values()))
+    return _mean(cell, of)
 
 
 def _epochs_needed(records: Records, findings: Sequence[Finding], table: Cells) -> str:
@@ -262,10 +262,10 @@ def _epochs_needed(records: Records, findings: Sequence[Finding], table: Cells) 
         thresholds = _THRESHOLDS.get(data.split(" (")[0], _OTHER_THRESHOLDS)
         rows = []
         for protocol in _PROTOCOLS:
-            for network in _in_order({n for d, n, p in table if (d, p) == (data, protocol)}, _NETWORKS):
+            for network in _in_order(_networks(table, data, protocol), _NETWORKS):
                 cell = table[data, network, protocol]
                 reached = [_reached(cell, threshold) for threshold in thresholds]
-                early = _mean(list(cell.values(first_five).values())) if cell.epochs >= 5 else _NOT_RUN
+                early = _mean(cell, first_five) if cell.epochs >= 5 else _NOT_RUN
                 rows.append([protocol, network, str(cell.epochs), *reached, early])
         head = ["protocol", "network", "epochs", *(f"{t:g} %" for t in thresholds), "mean of epochs 1 to 5"]
         text += [f"### {_named(data, records)}", _markdown(head, rows)]
@@ -289,7 +289,7 @@ def _curves(records: Records, table: Cells, pictures: list[_Picture]) -> str:
         if not any(d == data for d, _, _ in table):
             text.append(f"{figure} ({data}): {_NOT_RUN}.")
     for data, protocol in _conditions(table):
-        networks = _in_order({n for d, n, p in table if (d, p) == (data, protocol)}, (*_NETWORKS[1:5], "cnn"))
+        networks = _in_order(_networks(table, data, protocol), (*_NETWORKS[1:5], "cnn"))
         curves = {
             network: np.array([[100 * e.accuracy for e in r.history] for r in table[data, network, protocol].records])
             for network in networks
@@ -357,8 +357,6 @@ def _which(record: Record) -> str:
 
 
 def _strips(files: dict[str, Path]) -> dict[str, np.ndarray]:
-    from PIL import Image
-
     strips = {}
     for name, file in files.items():
         try:
@@ -391,7 +389,7 @@ def _controls(records: Records, table: Cells) -> str:
     """Networks that differ in a switch, each beside the network that it differs from."""
     rows = []
     for data, protocol in _conditions(table):
-        for network in sorted({n for d, n, p in table if (d, p) == (data, protocol) and n not in _NETWORKS}):
+        for network in sorted(_networks(table, data, protocol) - {*_NETWORKS}):
             cell, usual = table[data, network, protocol], network.partition(", ")[0]
             baseline = table.get((data, usual, protocol))
             rows.append(
@@ -400,8 +398,8 @@ def _controls(records: Records, table: Cells) -> str:
                     protocol,
                     network,
                     f"{cell.records[0].parameters:,}",
-                    _mean(list(cell.values(accuracy).values())),
-                    f"{usual} {_mean(list(baseline.values(accuracy).values()))}" if baseline else f"{usual} {_NOT_RUN}",
+                    _mean(cell),
+                    f"{usual} {_mean(baseline)}" if baseline else f"{usual} {_NOT_RUN}",
                     _gain(cell, baseline),
                 ]
             )
@@ -424,7 +422,7 @@ def _protocols(records: Records, table: Cells) -> str:
                 rows.append(
                     [
                         *(_named(data, records), network, str(paper_cell.epochs)),
-                        *(_mean(list(cell.values(accuracy).values())) for cell in (paper_cell, clean_cell)),
+                        *(_mean(cell) for cell in (paper_cell, clean_cell)),
                         _points(gap),
                     ]
                 )
@@ -439,13 +437,13 @@ def _protocols(records: Records, table: Cells) -> str:
 def _everything(records: Records, table: Cells) -> str:
     rows = []
     for data, protocol in _conditions(table):
-        for network in _in_order({n for d, n, p in table if (d, p) == (data, protocol)}, _NETWORKS):
+        for network in _in_order(_networks(table, data, protocol), _NETWORKS):
             cell = table[data, network, protocol]
             first = cell.records[0]
             rows.append(
                 [
                     *(_named(data, records), protocol, network, f"{first.parameters:,}", str(cell.epochs)),
-                    _mean(list(cell.values(accuracy).values())),
+                    _mean(cell),
                     _between([r.selected_epoch for r in cell.records]),
                     f"{statistics.fmean(r.training_seconds for r in cell.records):,.0f}",
                     f"{statistics.median(r.images_per_second for r in cell.records):,.0f}",
@@ -518,17 +516,25 @@ def _conditions(table: Cells) -> list[tuple[str, str]]:
     return [(data, protocol) for data in data_sets for protocol in _PROTOCOLS if (data, protocol) in pairs]
 
 
+def _networks(table: Cells, data: str, protocol: str) -> set[str]:
+    return {network for where, network, how in table if (where, how) == (data, protocol)}
+
+
 def _in_order(names: Iterable[str], known: Sequence[str]) -> list[str]:
     return sorted(names, key=lambda name: (known.index(name) if name in known else len(known), name))
 
 
 def _named(data: str, records: Records) -> str:
     """A data set with what its files are."""
+    files = _files(data, records)
+    return _plain(data if files in ("", _OFFICIAL) else f"{data}, {files}")
+
+
+def _files(data: str, records: Records) -> str:
+    """What a data set's files are; "" where there are none that could be official."""
     official = next((record.official for record in records.runs if record.data == data), None)
-    if official is None or official:
-        return _plain(data)
     copy = records.copies.get(data.split(" (")[0])
-    return _plain(f"{data}, {copy.name if copy else 'not the official files'}")
+    return {None: "", True: _OFFICIAL}.get(official, copy.name if copy else "not the official files")
 
 
 def _plain(text: str) -> str:
@@ -536,7 +542,8 @@ def _plain(text: str) -> str:
     return re.sub(r"([\\`*_\[\]<>#!|])", r"\\\1", text)
 
 
-def _mean(values: Sequence[float]) -> str:
+def _mean(cell: Cell, of: Callable[[Record], float] = accuracy) -> str:
+    values = list(cell.values(of).values())
     std = spread(values)
     return f"{statistics.fmean(values):.2f}" + (f" ± {std:.2f}" if std is not None else "") + f" (n = {len(values)})"
 
@@ -574,33 +581,29 @@ def _image(picture: _Picture) -> str:
     return f"![{picture.caption}](figures/{picture.name})\n\n*{picture.caption}*"
 
 
-def _findings_csv(findings: Sequence[Finding], records: Records) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(
-        [
-            *("where", "data", "files", "network", "quantity", "baseline", "printed", "protocol", "epochs", "n"),
-            *("ours", "std", "difference", "low", "high", "verdict", "reason"),
-        ]
-    )
+def _write_findings(file: Path, findings: Sequence[Finding], records: Records) -> None:
+    """A line for each printed number."""
+    columns = [
+        *("where", "data", "files", "network", "quantity", "baseline", "printed", "protocol", "epochs", "n"),
+        *("ours", "std", "difference", "low", "high", "verdict", "reason"),
+    ]
+    lines = []
     for finding in findings:
         printed, less = finding.printed, finding.difference
         numbers = [None] * 6
         if finding.ours is not None and less is not None:
             bounds = [None if math.isinf(bound) else bound for bound in less[:3]]
             numbers = [finding.ours.n, finding.ours.mean, finding.std, *bounds]
-        copy = records.copies.get(printed.data)
-        official = next((r.official for r in records.runs if r.data == printed.data), None)
-        named = {None: "", True: "official files"}.get(official, copy.name if copy else "not the official files")
-        writer.writerow(
+        files = _files(printed.data, records)
+        lines.append(
             [
-                *(printed.where, printed.data, named, printed.network, printed.quantity, printed.baseline),
-                *(printed.value, finding.protocol, finding.epochs or ""),
+                *(printed.where, printed.data, files, printed.network, printed.quantity, printed.baseline),
+                *(str(printed.value), finding.protocol, str(finding.epochs or "")),
                 *("" if number is None else f"{number:.4f}".rstrip("0").rstrip(".") for number in numbers),
                 *(finding.verdict, finding.reason),
             ]
         )
-    return text.getvalue()
+    write_csv(file, columns, lines)
 
 
 def _page(text: str, pictures: Sequence[_Picture]) -> str:

@@ -60,9 +60,13 @@ def accuracy_bands(curves: Mapping[str, np.ndarray]) -> "Figure":
 def strip_rows(strips: Mapping[str, np.ndarray]) -> "Figure":
     """Strips of images, uint8 [height, width, 3], one below the other, each named at its left."""
     height, width = next(iter(strips.values())).shape[:2]
-    wide = 7.2
-    figure = _figure(wide, len(strips) * (wide - 1) * height / width + 0.1)
-    for axes, (name, strip) in zip(figure.subplots(len(strips), 1, squeeze=False).flat, strips.items(), strict=True):
+    wide, names, gap = 7.2, 1.0, 0.08  # inches
+    high = (wide - names) * height / width
+    figure = _figure(wide, len(strips) * (high + gap))
+    figure.set_layout_engine("none")  # it leaves no room for names beside images that keep their shape
+    for row, (name, strip) in enumerate(strips.items(), start=1):
+        bottom = 1 - (row * high + (row - 0.5) * gap) / figure.get_figheight()
+        axes = figure.add_axes((names / wide, bottom, 1 - names / wide, high / figure.get_figheight()))
         axes.imshow(strip, interpolation="nearest")
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)

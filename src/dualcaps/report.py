@@ -664,7 +664,7 @@ code { background: var(--soft); padding: .1em .3em; border-radius: 3px; font-siz
 .table { overflow-x: auto; margin: .8rem 0; }
 table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .32rem .6rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
-th { background: var(--soft); white-space: nowrap; }
+th { background: var(--soft); }
 td { min-width: 3rem; }
 td.reproduced { background: #def3e3; }
 td.not-reproduced { background: #fbe1de; }

@@ -18,6 +18,7 @@ def record(
     epochs: int | None = None,
     lr: float = 1e-3,
     parameters: int = 1000,
+    error: float | None = 0.01,
 ) -> Record:
     """A run with these accuracies (in %) after its epochs, the last one repeated up to `epochs`."""
     accuracies = [*accuracies, *[accuracies[-1]] * ((epochs or 0) - len(accuracies))]
@@ -41,6 +42,7 @@ def record(
         selected_epoch=best.epoch,
         selection_accuracy=best.accuracy,
         test_accuracy=best.accuracy,
+        reconstruction_error=error,
         training_images=100,
         validation_images=10,
         test_images=20,

@@ -8,7 +8,7 @@ import torch
 
 from dualcaps import ModelError, Part, create_model, load_data
 from dualcaps.data.pipeline import to_float
-from dualcaps.explain import contact_sheet, reconstruction_figure
+from dualcaps.explain import contact_sheet, reconstruction_error, reconstruction_figure
 
 
 def test_one_image_a_class_is_reconstructed_from_its_predicted_pose():
@@ -29,6 +29,17 @@ def test_one_image_a_class_is_reconstructed_from_its_predicted_pose():
         assert axes.get_title() == (title if truth == guess else f"{title}\n(seen as {model.classes[guess]})")
 
 
+def test_the_error_is_the_mean_square_over_all_images_whatever_the_batch():
+    torch.manual_seed(0)
+    model = create_model("da-capsnet", (1, 12, 12), 4)
+    part = Part(torch.randint(256, (20, 1, 12, 12), dtype=torch.uint8), torch.arange(20) % 4)
+    with torch.inference_mode():
+        images = to_float(part.images)
+        expected = (model.eval().reconstruct(model(images).poses) - images).square().mean().item()
+    assert reconstruction_error(model, part) == pytest.approx(expected, rel=1e-4)
+    assert reconstruction_error(model, part, batch_size=3) == pytest.approx(expected, rel=1e-4)
+
+
 def test_a_contact_sheet_shows_each_class_as_it_is_and_augmented(shapes_folder: Path):
     data = load_data(shapes_folder)
     figure = contact_sheet(data, columns=2, most=2)
@@ -44,3 +55,5 @@ def test_a_network_without_decoder_is_refused():
     model = create_model("capsnet", (1, 12, 12), 4, decoder=False)
     with pytest.raises(ModelError, match="no decoder"):
         reconstruction_figure(model, Part(torch.zeros(4, 1, 12, 12, dtype=torch.uint8), torch.arange(4)))
+    with pytest.raises(ModelError, match="no decoder"):
+        reconstruction_error(model, Part(torch.zeros(4, 1, 12, 12, dtype=torch.uint8), torch.arange(4)))

@@ -39,6 +39,8 @@ def test_a_record_tells_what_the_run_folder_holds(trained: Path):
     assert (first.data, first.network, first.seed, second.seed) == ("shapes", "da-capsnet, gate sigmoid", 0, 1)
     assert first.test_accuracy == pytest.approx(result["test_accuracy"], abs=1e-6)
     assert first.parameters == result["parameters"]
+    assert first.reconstruction_error == pytest.approx(result["reconstruction_error"], abs=1e-8)
+    assert first.reconstruction_error > 0
     assert [epoch.accuracy for epoch in first.history] == pytest.approx(
         [line["validation_accuracy"] for line in metrics], abs=1e-6
     )

@@ -208,6 +208,18 @@ def test_protocols_are_compared_under_one_condition_only(tmp_path: Path):
     assert "Both protocols: not run." in (tmp_path / "out" / "RESULTS.md").read_text()
 
 
+def test_reconstructions_are_compared_in_grey_levels_where_their_error_is_known(tmp_path: Path):
+    errors = {"capsnet": 0.04, "capsnet-conv-att": None, "da-capsnet": 0.01}
+    members = [record(network, seed=seed, error=error) for network, error in errors.items() for seed in range(3)]
+    members += [record("cnn", seed=seed, error=None) for seed in range(3)]
+    write_report([write_folder(tmp_path / "records", members)], tmp_path / "out")
+    (line,) = [li for li in (tmp_path / "out" / "RESULTS.md").read_text().splitlines() if "51.00 ±" in li]
+    assert [cell.strip() for cell in line.split("|")[3:-1]] == [
+        *("51.00 ± 0.00 (n = 3)", "not run", "not run", "25.50 ± 0.00 (n = 3)"),
+        "**−25.50 (−25.50 to −25.50, n = 3)**",
+    ]
+
+
 def test_nothing_to_report_is_said(tmp_path: Path):
     with pytest.raises(RunError, match="no finished run"):
         write_report([tmp_path], tmp_path / "out")

@@ -23,6 +23,7 @@ from dualcaps import (
     runs,
 )
 from dualcaps.data.pipeline import training_batches
+from dualcaps.explain import reconstruction_error
 
 TINY = TrainConfig(epochs=3, batch_size=8, precision="float32", device="cpu")
 GOLDEN = Path(__file__).parent / "golden" / "loss_curve.json"
@@ -74,6 +75,7 @@ def test_the_run_folder_holds_what_is_promised(data: ImageData, tmp_path: Path):
     (session,) = provenance["sessions"]
     assert session["precision"] == "float32"
     assert runs.read_result(result.run)["test_accuracy"] == result.test_accuracy
+    assert runs.read_result(result.run)["reconstruction_error"] == reconstruction_error(model, data.test)
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, weights(result.run)[name])
 

@@ -25,7 +25,7 @@ def reconstruction_figure(model: Network, part: Part, *, most: int = 10) -> "Fig
         ModelError: the network has no decoder.
     """
     first = _one_of_each_class(part, most)
-    images, output = _answer(model, part, first)
+    images, output = _answer(model, part.images[first])
     predicted = output.lengths.argmax(dim=1).tolist()
     titles = [
         model.classes[truth] if truth == guess else f"{model.classes[truth]}\n(seen as {model.classes[guess]})"
@@ -42,20 +42,36 @@ def reconstruction_strips(model: Network, part: Part, *, most: int = 10) -> tupl
     Raises:
         ModelError: the network has no decoder.
     """
-    images, output = _answer(model, part, _one_of_each_class(part, most))
+    images, output = _answer(model, part.images[_one_of_each_class(part, most)])
     drawn = model.reconstruct(output.poses).float()
     inputs, reconstructions = (image_strip(row.permute(0, 2, 3, 1).cpu().numpy()) for row in (images, drawn))
     return inputs, reconstructions
+
+
+@torch.inference_mode()
+def reconstruction_error(model: Network, part: Part, *, batch_size: int = 128) -> float:
+    """How far images of a part are from what the decoder makes of their predicted class's pose.
+
+    The mean squared difference over all values of all images, both in [0, 1].
+
+    Raises:
+        ModelError: the network has no decoder.
+    """
+    total = 0.0
+    for batch in part.images.split(batch_size):
+        images, output = _answer(model, batch)
+        total += (model.reconstruct(output.poses) - images).square().sum(dtype=torch.float64).item()
+    return total / part.images.numel()
 
 
 def _one_of_each_class(part: Part, most: int) -> list[int]:
     return [int(torch.nonzero(part.labels == label)[0]) for label in part.labels.unique()[:most]]
 
 
-def _answer(model: Network, part: Part, chosen: list[int]) -> tuple[Tensor, CapsOutput]:
+def _answer(model: Network, images: Tensor) -> tuple[Tensor, CapsOutput]:
     model.eval()
-    images = to_float(part.images[chosen].to(next(model.parameters()).device))
-    return images, model(images)
+    inputs = to_float(images.to(next(model.parameters()).device))
+    return inputs, model(inputs)
 
 
 def contact_sheet(data: ImageData, *, columns: int = 6, most: int = 20, seed: int = 0) -> "Figure":

@@ -54,6 +54,7 @@ class Record:
         selected_epoch: whose weights were kept.
         selection_accuracy: on the part it was selected on, 0 to 1.
         test_accuracy: of the kept weights, 0 to 1.
+        reconstruction_error: of the kept weights, see `dualcaps.explain`; None where there is none.
         training_images, validation_images, test_images: in each part.
         training_seconds: of all epochs, without evaluation.
         images_per_second: in training, the median over the epochs.
@@ -76,6 +77,7 @@ class Record:
     selected_epoch: int
     selection_accuracy: float
     test_accuracy: float
+    reconstruction_error: float | None
     training_images: int
     validation_images: int
     test_images: int
@@ -262,6 +264,7 @@ def _read_run(folder: Path) -> Record:
             selected_epoch=result["selected_epoch"],
             selection_accuracy=round(result[f"{selected_on}_accuracy"], 6),
             test_accuracy=round(result["test_accuracy"], 6),
+            reconstruction_error=None if (error := result.get("reconstruction_error")) is None else round(error, 8),
             training_images=data["images"]["train"],
             validation_images=data["images"]["validation"],
             test_images=data["images"]["test"],
@@ -289,6 +292,7 @@ def _check(record: Record) -> None:
     """Raise ValueError for what no run leaves behind."""
     numbers = [number for epoch in record.history for number in epoch]
     numbers += [record.selection_accuracy, record.test_accuracy, record.training_seconds, record.images_per_second]
+    numbers.append(record.reconstruction_error or 0.0)
     if [epoch.epoch for epoch in record.history] != list(range(1, record.epochs + 1)):
         raise ValueError(f"{len(record.history)} of {record.epochs} epochs")
     if not all(map(math.isfinite, numbers)):
@@ -366,4 +370,6 @@ def _text(value: Any) -> str:
 def _value(kind: Any, text: str) -> Any:
     if kind == bool | None:
         return {"": None, "yes": True, "no": False}[text]
+    if kind == float | None:
+        return float(text) if text else None
     return kind(text)

@@ -316,8 +316,10 @@ def _curves(records: Records, table: Cells, pictures: list[_Picture]) -> str:
 def _reconstructions(records: Records, table: Cells, pictures: list[_Picture]) -> str:
     text = [
         "## Figs. 8, 9 and 14: reconstructions",
-        "Test images, one of each class, ten at the most, and what the decoder makes of the pose of their predicted "
-        "class.",
+        "What the decoder makes of the pose of a test image's predicted class. How far that is from the image, over "
+        "all test images: root of the mean squared difference, in grey levels of 255.",
+        _errors(records, table),
+        "Test images, one of each class, ten at the most:",
     ]
     for figure, network in (("Fig. 8", "capsnet"), ("Fig. 9", "da-capsnet")):
         record = _drawn(records, table, "fashion-mnist", network)
@@ -346,6 +348,29 @@ def _reconstructions(records: Records, table: Cells, pictures: list[_Picture]) -
         pictures.append(_Picture(f"reconstructions-{_file_name(data)}.png", png(strip_rows(_strips(rows))), caption))
         text.append(_image(pictures[-1]))
     return "\n\n".join(text)
+
+
+def _errors(records: Records, table: Cells) -> str:
+    rows = []
+    for data, protocol in _conditions(table):
+        drawing = {
+            network: cell
+            for network in _NETWORKS[1:5]
+            if (cell := table.get((data, network, protocol))) and all(r.reconstruction_error for r in cell.records)
+        }
+        if not drawing:
+            continue
+        errors = [_mean(drawing[n], _grey_levels) if n in drawing else _NOT_RUN for n in _NETWORKS[1:5]]
+        gap = _NOT_RUN
+        if "capsnet" in drawing and "da-capsnet" in drawing:
+            gap = _points(difference(*(drawing[n].values(_grey_levels) for n in ("da-capsnet", "capsnet"))))
+        rows.append([_named(data, records), protocol, *errors, gap])
+    head = ["data", "protocol", *_NETWORKS[1:5], "da-capsnet less capsnet"]
+    return _markdown(head, rows) if rows else f"Errors: {_NOT_RUN}."
+
+
+def _grey_levels(record: Record) -> float:
+    return 255 * math.sqrt(record.reconstruction_error or math.nan)
 
 
 def _drawn(records: Records, table: Cells, data: str, network: str) -> Record | None:

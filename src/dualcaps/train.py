@@ -19,7 +19,7 @@ from dualcaps import runs
 from dualcaps.data import ImageData
 from dualcaps.data.pipeline import Augmentation, training_batches
 from dualcaps.errors import ConfigError, RunError
-from dualcaps.explain import reconstruction_figure
+from dualcaps.explain import reconstruction_error, reconstruction_figure
 from dualcaps.inference import Precision, choose_device, choose_precision, evaluate
 from dualcaps.models import Network, count_parameters
 from dualcaps.plots import learning_curves, png
@@ -347,6 +347,7 @@ def _finish(
             f"{selected_on}_accuracy": selected[f"{selected_on}_accuracy"],
             "test_accuracy": test_accuracy,
             "test_images": len(data.test),
+            "reconstruction_error": reconstruction_error(model, data.test) if model.decoder else None,
             "parameters": count_parameters(model),
             "training_seconds": seconds,
             "precision": precision,

@@ -695,6 +695,12 @@ td.reproduced { background: #def3e3; }
 td.not-reproduced { background: #fbe1de; }
 td.inconclusive { background: #fdf2cf; }
 td.not-run { color: #66707a; }
+@media (max-width: 700px) {
+  table { width: max-content; }
+  td, th { max-width: 13rem; }
+  td:first-child, th:first-child { position: sticky; left: 0; max-width: 6.5rem; }
+  td:first-child { background: #fff; }
+}
 img { max-width: 100%; height: auto; display: block; }
 em { color: #4a545e; font-size: .9rem; }
 """

@@ -344,6 +344,27 @@ def test_reproduce_lists_experiments_and_plans_without_training(run_cli: Callabl
     assert not Path("runs").exists()
 
 
+def test_planning_fetches_nothing(run_cli: Callable, monkeypatch):
+    def fetch(*arguments, **options):
+        raise AssertionError("fetched")
+
+    monkeypatch.setattr("dualcaps.data.fetch", fetch)
+    said = run_cli("reproduce", "attention", "--datasets", "digits", "coil-20", "--seeds", 1, "--plan")
+    assert said.code == 0
+    assert said.err.startswith("left out: coil-20; coil-20 (views): files not found")
+    assert said.err.count("\n") == 1
+
+
+def test_a_report_says_what_it_left_out(run_cli: Callable, shapes_folder: Path):
+    command = ("reproduce", "control-update", "--datasets", shapes_folder, "--seeds", 1, *FAST, "--protocols", "clean")
+    assert run_cli(*command).code == 0
+    next(Path("runs").rglob("result.json")).write_text("{")
+    said = run_cli("report")
+    assert (said.code, said.out) == (0, "report/index.html\n")
+    assert said.err.startswith("left out: ")
+    assert "result.json: damaged" in said.err
+
+
 def test_reproduce_trains_and_report_shows_it(run_cli: Callable, shapes_folder: Path):
     command = ("reproduce", "control-update", "--datasets", shapes_folder, "--seeds", 1, *FAST, "--protocols", "clean")
     said = run_cli(*command, "--jobs", 2)
@@ -362,7 +383,7 @@ def test_a_data_set_that_is_missing_does_not_stop_the_others(run_cli: Callable, 
     command = ("reproduce", "attention", "--datasets", "svhn", shapes_folder, "--seeds", 1, "--protocols", "clean")
     said = run_cli(*command, "--epochs", 1, "--budget", 0.02)
     assert said.code == 1
-    assert "left out: svhn: svhn: files not found" in said.err
+    assert "left out: svhn: files not found" in said.err
     assert "of 5 runs done, 0 failed" in said.out
     assert "the same command goes on" in said.out
     one_line(run_cli(*command[:4], "--seeds", 1), "nothing to run: svhn: files not found")
@@ -377,6 +398,12 @@ def test_a_data_set_that_is_missing_does_not_stop_the_others(run_cli: Callable, 
         (("reproduce", "--datasets", "digits", "--seeds", 0), ("seeds must be at least 1",)),
         (("reproduce", "--datasets", "digits", "--epochs", 0), ("epochs must be at least 1",)),
         (("reproduce", "--datasets", "digits", "--protocols"), ("protocols: choose clean, paper or both",)),
+        (("reproduce", "--datasets"), ("--datasets: name at least one",)),
+        (("reproduce", "--datasets", "digits", "--jobs", 0), ("jobs must be at least 1",)),
+        (("reproduce", "--datasets", "digits", "--out", __file__), ("is a file: choose a folder",)),
+        (("reproduce", "atention"), ("did you mean attention?",)),
+        (("reproduce", "table-1", "--datasets", "digits"), ("choose from attention, control-parameters",)),
+        (("report", ".", "--out", __file__), ("no finished run",)),
         (("report", "nowhere"), ("nowhere: no such folder",)),
         (("report", "."), ("no finished run",)),
     ],

@@ -248,14 +248,22 @@ def test_a_control_named_first_does_not_push_the_networks_back():
     assert [describe(run.network) for run in planned][-1] == "da-capsnet, gate sigmoid"
 
 
-def test_a_run_whose_result_is_damaged_fails_alone(shapes_folder: Path, tmp_path: Path):
+@pytest.mark.parametrize("file", ["config.json", "provenance.json", "metrics.jsonl", "result.json"])
+def test_a_damaged_run_fails_alone_until_its_folder_is_removed(shapes_folder: Path, tmp_path: Path, file: str):
     run, other = plan(shapes_folder, seeds=1, protocols=["clean"])
-    perform(run, tmp_path / "out")
-    (tmp_path / "out" / run.folder / "result.json").write_text("no json")
-    (failure,) = reproduce([run, other], tmp_path / "out", tell=lambda _: None)
+    out = tmp_path / "out"
+    perform(run, out)
+    (out / run.folder / file).write_text("no json")
+    assert not is_done(run, out)
+    (failure,) = reproduce([run, other], out, tell=lambda _: None)
     assert failure.run == run.name
-    assert "result.json: damaged" in failure.reason
-    assert is_done(other, tmp_path / "out")
+    assert f"{file}: damaged" in failure.reason
+    assert failure.reason.endswith("remove the run's folder and train again")
+    assert is_done(other, out)
+    assert [record.network for record in read_records([out]).runs] == [describe(other.network)]
+    shutil.rmtree(out / run.folder)
+    assert reproduce([run, other], out, tell=lambda _: None) == []
+    assert read_records([out]).failures == ()
 
 
 def test_a_grid_that_is_killed_again_and_again_ends_as_one_that_was_not(shapes_folder: Path, tmp_path: Path):

@@ -118,11 +118,33 @@ def test_damaged_records_are_refused_with_the_file_named(tmp_path: Path):
         read_records([tmp_path])
 
 
-def test_a_damaged_run_folder_is_named(trained: Path):
-    (trained / "seed-0" / "result.json").write_text('{"selected_epoch": 1, "test_accuracy": 0.5, "precision": "x"}')
-    with pytest.raises(RunError, match="seed-0: damaged"):
-        read_records([trained])
-    (trained / "seed-0" / "result.json").unlink()
-    (trained / "failures.jsonl").write_text("not json\n")
-    with pytest.raises(RunError, match=r"failures\.jsonl: damaged"):
-        read_records([trained])
+@pytest.mark.parametrize(
+    ("file", "content", "name", "reason"),
+    [
+        ("result.json", '{"selected_epoch": 1, "test_accuracy": 0.5, "precision": "x"}', "", "seed-0: damaged"),
+        ("result.json", '{"selected_epoch"', "", "seed-0/result.json: damaged"),
+        ("metrics.jsonl", "no lines", "", "seed-0/metrics.jsonl: damaged"),
+        ("metrics.jsonl", None, "", "seed-0: incomplete run folder (metrics.jsonl is missing)"),
+        ("provenance.json", "[]", "", "seed-0/provenance.json: damaged"),
+        ("config.json", "{", "seed-0", "seed-0/config.json: damaged"),
+        ("config.json", None, "seed-0", "seed-0: incomplete run folder (config.json is missing)"),
+    ],
+)
+def test_a_damaged_run_costs_no_other_and_is_named(trained: Path, file: str, content: str | None, name, reason):
+    (trained / "seed-0" / file).unlink()
+    if content is not None:
+        (trained / "seed-0" / file).write_text(content)
+    records = read_records([trained])
+    assert [record.seed for record in records.runs] == [1]
+    name = name or "da-capsnet, gate sigmoid on shapes, clean, 2 epochs, seed 0"
+    assert dict(records.failures)[name].startswith(reason)
+    assert dict(records.failures)[name].endswith(": remove the run's folder and train again")
+
+
+def test_a_damaged_note_of_failures_costs_no_more_than_its_lines(trained: Path):
+    with (trained / "failures.jsonl").open("a") as file:
+        file.write('not json\n[]\n{"run": "capsnet on shapes", "reason": "odd"}\n')
+    failures = dict(read_records([trained]).failures)
+    assert failures["capsnet on shapes"] == "odd"
+    assert failures["cnn on shapes, clean, 2 epochs, seed 0"] == "too small"
+    assert failures["failures.jsonl"] == "damaged: what failed cannot be read in 2 of its lines"

@@ -92,8 +92,14 @@ def test_the_page_needs_nothing_but_itself(reported: Path):
 def test_every_printed_number_has_a_verdict_and_every_section_something_to_say(reported: Path):
     text = (reported / "RESULTS.md").read_text()
     for title in (
-        *("Does dual attention help?", "The rule", "Table 1", "Table 2", "Table 4", "Fig. 10", "Figs. 11 to 13"),
-        *("Figs. 8, 9 and 14", "Controls", "What selecting on the test set is worth", "Accuracy, size and time"),
+        *("Accuracy", "Does dual attention help?", "The rule", "Table 1", "Table 2", "Table 4", "Fig. 10"),
+        *(
+            "Figs. 11 to 13",
+            "Figs. 8, 9 and 14",
+            "Controls",
+            "What selecting on the test set is worth",
+            "Accuracy, size and time",
+        ),
         *("Data, machines, failures", "numbered decisions", "Contradictions in print"),
     ):
         assert re.search(rf"^## .*{re.escape(title)}", text, re.MULTILINE), title
@@ -122,7 +128,7 @@ def test_gains_are_in_bold_only_where_the_interval_leaves_zero_out(tmp_path: Pat
     members += [record("capsnet-conv-att", "fashion-mnist", "paper", seed, [a]) for seed, a in enumerate((70, 90, 84))]
     write_report([write_folder(tmp_path / "records", members)], tmp_path / "out")
     text = (tmp_path / "out" / "RESULTS.md").read_text()
-    assert "**+2.00 (+2.00 to +2.00, n = 3)**" in text
+    assert "**+2.00 (all alike, n = 3)**" in text
     assert re.search(r"\| \+0\.33 \(−\d", text)
 
 
@@ -172,7 +178,7 @@ def test_names_of_own_data_stay_what_they_are(tmp_path: Path):
         for network in ("capsnet", "da-capsnet")
     ]
     out = tmp_path / "out"
-    text = write_report([write_folder(tmp_path / "records", members)], out).read_text()
+    text = write_report([write_folder(tmp_path / "records", members)], out).page.read_text()
     page = Page()
     page.feed(text)
     sources = [a["src"] for tag, a in page.tags if tag == "img"]
@@ -198,7 +204,7 @@ def test_both_controls_for_the_parameters_stand_beside_the_gain(tmp_path: Path):
     ]
     write_report([write_folder(tmp_path / "records", members)], tmp_path / "out")
     line = next(li for li in (tmp_path / "out" / "RESULTS.md").read_text().splitlines() if "+10.00" in li)
-    assert line.endswith("| **+1.00 (+1.00 to +1.00, n = 3)** | **+5.00 (+5.00 to +5.00, n = 3)** |")
+    assert line.endswith("| **+1.00 (all alike, n = 3)** | **+5.00 (all alike, n = 3)** |")
 
 
 def test_protocols_are_compared_under_one_condition_only(tmp_path: Path):
@@ -216,14 +222,37 @@ def test_reconstructions_are_compared_in_grey_levels_where_their_error_is_known(
     (line,) = [li for li in (tmp_path / "out" / "RESULTS.md").read_text().splitlines() if "51.00 ±" in li]
     assert [cell.strip() for cell in line.split("|")[3:-1]] == [
         *("51.00 ± 0.00 (n = 3)", "not run", "not run", "25.50 ± 0.00 (n = 3)"),
-        "**−25.50 (−25.50 to −25.50, n = 3)**",
+        "**−25.50 (all alike, n = 3)**",
     ]
 
 
 def test_nothing_to_report_is_said(tmp_path: Path):
-    with pytest.raises(RunError, match="no finished run"):
+    with pytest.raises(RunError, match="no finished run: train"):
+        write_report([tmp_path], tmp_path / "out")
+    (tmp_path / "failures.jsonl").write_text('{"run": "cnn on shapes", "reason": "too small"}\n')
+    with pytest.raises(RunError, match=r"no finished run \(cnn on shapes: too small\): train"):
         write_report([tmp_path], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_report_into_a_file_is_refused(reported: Path, tmp_path: Path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(RunError, match="is a file: choose a folder"):
+        write_report([reported], tmp_path / "notes.txt")
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_own_images_come_first_where_nothing_of_the_paper_was_run(tmp_path: Path):
+    members = [record(network, "pets", seed=seed, accuracies=[70.0]) for network in FOUR[:2] for seed in (0, 1)]
+    folder = write_folder(tmp_path / "records", members, failures=[("svhn", "not found")])
+    written = write_report([folder], tmp_path / "out")
+    assert written.left_out == (("svhn", "not found"),)
+    text = (tmp_path / "out" / "RESULTS.md").read_text()
+    assert text.startswith("# Networks compared\n")
+    assert "<title>Networks compared</title>" in written.page.read_text()
+    first_table = next(part for part in text.split("\n\n") if part.startswith("|"))
+    assert first_table.splitlines()[0] == "| data | protocol | epochs | capsnet | capsnet-conv-att |"
+    assert first_table.splitlines()[2] == "| pets | paper | 1 | 70.00 ± 0.00 (n = 2) | 70.00 ± 0.00 (n = 2) |"
 
 
 def test_a_damaged_picture_is_named(reported: Path, tmp_path: Path):

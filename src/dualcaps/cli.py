@@ -10,7 +10,7 @@ import re
 import sys
 import time
 import warnings
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -26,12 +26,13 @@ from rich.table import Table
 
 from dualcaps.bench import run_short
 from dualcaps.data import DATA_SETS, ImageData, Split, check_data, data_state, get_data, list_images, load_data
-from dualcaps.errors import ConfigError, DataError, DualcapsError
+from dualcaps.errors import ConfigError, DataError, DualcapsError, in_one_line
 from dualcaps.experiments import (
     EXPERIMENTS,
     Clock,
     PlannedRun,
     Progress,
+    check_limits,
     is_done,
     note_failures,
     plan_runs,
@@ -49,6 +50,7 @@ from dualcaps.train import TrainConfig, fit
 _NETWORKS_OWN = tyro.conf.arg(help_behavior_hint="(default: the network's own)")
 _LARGEST_PRINTED_MATRIX = 12
 _MOST_PRINTED_FILES = 20
+_MOST_NAMES = 3
 
 
 @dataclass(frozen=True)
@@ -408,8 +410,10 @@ class Reproduce:
     """How many seeds, from 0; they are the splits' seeds too."""
     epochs: int = 100
     """Epochs of each run; the paper trained for 100."""
-    datasets: Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="(default: the experiments' own)")] = ()
-    """Only these data sets; or your own images, for the experiments that take any."""
+    datasets: Annotated[
+        tuple[str, ...] | None, tyro.conf.arg(help_behavior_hint="(default: the experiments' own)", metavar="DATA…")
+    ] = None
+    """Only these data sets; or paths of your own images, for `attention` and the controls."""
     protocols: tuple[Literal["clean", "paper"], ...] = ("clean", "paper")
     """clean selects the epoch on held-out training images, paper on the test images."""
     budget: Annotated[float | None, tyro.conf.arg(help_behavior_hint="(default: until all is done)")] = None
@@ -427,7 +431,7 @@ class Reproduce:
     list: bool = False
     """Only list the experiments: what each asks and what the paper printed."""
     plan: bool = False
-    """Only show the runs, which are done, and the time that the others will take."""
+    """Only show the runs, which are done, and the time that the others will take; fetches nothing."""
 
     def run(self) -> None:
         """Plan, show, train what is missing."""
@@ -438,22 +442,26 @@ class Reproduce:
                 console.print(f"  networks  {'; '.join(map(str, experiment.networks))}")
                 console.print(f"  data      {', '.join(data_name(*place) for place in experiment.data)}")
                 console.print(f"  command   dualcaps reproduce {name}")
-                console.print(f"  time      dualcaps reproduce {name} --plan estimates it for this machine\n")
+                console.print(f"  time      about {experiment.hours:g} hours on 2 CPU cores with --jobs 2\n")
+            console.print("--plan estimates the time on this machine, with fewer seeds or epochs too.")
             return
+        check_limits(self.out, self.jobs, self.budget)
+        if self.datasets == ():
+            raise ConfigError("--datasets: name at least one, or leave the option out")
         planned, missing = plan_runs(
             self.experiments,
             seeds=self.seeds,
-            data_sets=self.datasets,
+            data_sets=self.datasets or (),
             protocols=self.protocols,
             training=TrainConfig(epochs=self.epochs, precision=self.precision, device=self.device),
             data_dir=self.data_dir,
+            download=not self.plan,
         )
         if not planned:
-            raise ConfigError("; ".join(f"nothing to run: {failure.reason}" for failure in missing))
+            raise ConfigError(f"nothing to run: {'; '.join(dict.fromkeys(failure.reason for failure in missing))}")
         done = {run for run in planned if is_done(run, self.out)}
         console.print(_plan_table(planned, done, Clock(planned, self.out, self.jobs)))
-        for failure in missing:
-            print(f"left out: {failure.run}: {failure.reason}", file=sys.stderr)
+        _print_left_out(missing)
         if self.plan:
             return
         note_failures(self.out, missing)
@@ -482,7 +490,20 @@ class Report:
 
     def run(self) -> None:
         """Write and say where it is."""
-        print(write_report(self.runs, self.out))
+        page, left_out = write_report(self.runs, self.out)
+        _print_left_out(left_out)
+        print(page)
+
+
+def _print_left_out(what: Iterable[tuple[str, str]]) -> None:
+    """On standard error, a line for each reason."""
+    names: dict[str, list[str]] = {}
+    for name, reason in what:
+        names.setdefault(reason, []).append(name)
+    for reason, left_out in names.items():
+        why = reason.removeprefix(f"{left_out[0]}: ")
+        others = f" and {len(left_out) - _MOST_NAMES:,} more" if len(left_out) > _MOST_NAMES else ""
+        print(f"left out: {'; '.join(left_out[:_MOST_NAMES])}{others}: {why}", file=sys.stderr)
 
 
 class _GridDisplay:
@@ -601,13 +622,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if isinstance(error, BrokenPipeError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
-        _fail(f"{error.filename or 'input or output'}: {error.strerror or error}")
+        _fail(in_one_line(error))
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
             raise
         _fail("out of memory: lower --batch-size or --image-size, or close other programs")
     except KeyboardInterrupt:
-        print("dualcaps: interrupted; the same command goes on, train with --resume", file=sys.stderr)
+        print("dualcaps: interrupted: the same command goes on, but train needs --resume with it", file=sys.stderr)
         sys.exit(130)
 
 

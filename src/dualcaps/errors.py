@@ -23,3 +23,8 @@ class RunError(DualcapsError):
 
 class ConfigError(DualcapsError):
     """A training option outside its range."""
+
+
+def in_one_line(error: OSError) -> str:
+    """What the operating system refused, and for which file."""
+    return f"{error.filename or 'input or output'}: {error.strerror or error}"

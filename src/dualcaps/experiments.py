@@ -7,6 +7,7 @@ missing, each in a process of its own, so that a crash costs one run and a kill 
 
 import dataclasses
 import datetime
+import difflib
 import hashlib
 import json
 import math
@@ -29,11 +30,11 @@ import torch
 from dualcaps import runs
 from dualcaps.bench import count_operations, matrix_rate
 from dualcaps.data import DATA_SETS, ImageData, Split, load_data, unknown_source
-from dualcaps.errors import ConfigError, DataError, DualcapsError, ModelError, RunError
+from dualcaps.errors import ConfigError, DataError, DualcapsError, ModelError, RunError, in_one_line
 from dualcaps.explain import reconstruction_strips
 from dualcaps.inference import choose_device, choose_precision
 from dualcaps.models import ModelConfig, Network, build_model, count_parameters, create_model, describe
-from dualcaps.records import data_name, run_name
+from dualcaps.records import data_name, read_run, run_name
 from dualcaps.train import TrainConfig, fit
 
 Protocol = Literal["clean", "paper"]
@@ -98,6 +99,8 @@ class Experiment:
         networks: what is trained.
         data: on which data sets, each with its split ("" for the set's own).
         any_data: whether other data sets, one's own too, can be asked for.
+        hours: that 5 seeds of 100 epochs with both protocols take, two runs at a time on 2 cores of an Intel
+            Xeon with AMX: an estimate from epochs that were measured there.
     """
 
     asks: str
@@ -105,6 +108,7 @@ class Experiment:
     networks: tuple[Variant, ...]
     data: tuple[tuple[str, Split | Literal[""]], ...]
     any_data: bool = False
+    hours: float = field(kw_only=True)
 
 
 _CNN, _CAPSNET, _CONV, _CAPS, _DA = (
@@ -128,12 +132,14 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         "CIFAR-10 +0.50, Fashion-MNIST +1.59, SVHN +0.58 points",
         (_with("capsnet", squash_constant=1.0), _CAPSNET),
         (("cifar-10", ""), ("fashion-mnist", ""), ("svhn", "")),
+        hours=55,
     ),
     "table-2": Experiment(
         "What does each attention module bring, alone and together? Figs. 11 to 13 draw the same runs.",
         "da-capsnet over capsnet: CIFAR-10 +2.52, SVHN +3.46, Fashion-MNIST +1.57 points",
         _FOUR,
         (("cifar-10", ""), ("svhn", ""), ("fashion-mnist", "")),
+        hours=112,
     ),
     "table-4": Experiment(
         "How do the CNN, capsnet and da-capsnet compare on all six data sets?",
@@ -143,24 +149,28 @@ EXPERIMENTS: Mapping[str, Experiment] = {
             *(("mnist", ""), ("cifar-10", ""), ("svhn", "")),
             *(("fashion-mnist", ""), ("smallnorb", ""), ("coil-20", "")),
         ),
+        hours=92,
     ),
     "figures-8-9": Experiment(
         "How do reconstructions of Fashion-MNIST look after each of the first 7 epochs?",
         "da-capsnet's have more classes, sharper features, less noise",
         (_CAPSNET, _DA),
         (("fashion-mnist", ""),),
+        hours=13,
     ),
     "figure-10": Experiment(
         "After how many epochs does each network have all of MNIST's test images right?",
         "capsnet 25, +conv 16, +caps 13, da-capsnet 8 epochs",
         _FOUR,
         (("mnist", ""),),
+        hours=28,
     ),
     "figure-14": Experiment(
         "How do reconstructions of COIL-20 look?",
         "da-capsnet's keep direction and texture better",
         (_CAPSNET, _DA),
         (("coil-20", ""),),
+        hours=0.5,
     ),
     "attention": Experiment(
         "Does dual attention help, and which half of it? All five networks on every data set.",
@@ -168,6 +178,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         (_CNN, *_FOUR),
         _EVERYWHERE,
         any_data=True,
+        hours=175,
     ),
     "control-parameters": Experiment(
         "Is it the attention, or the parameters? capsnet widened until it has as many as da-capsnet.",
@@ -175,6 +186,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         (_CAPSNET, Variant("capsnet", as_large_as="da-capsnet"), _DA),
         _CONTROLLED,
         any_data=True,
+        hours=246,
     ),
     "control-gates": Experiment(
         "Is the tanh gate with a residual better than squeeze and excitation's sigmoid?",
@@ -182,6 +194,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         (_DA, _with("da-capsnet", gate="sigmoid")),
         _CONTROLLED,
         any_data=True,
+        hours=15,
     ),
     "control-caps-attention": Experiment(
         "Which reading of Caps-Attention? A gate for each number, for each vote, or the same layers for all votes.",
@@ -189,6 +202,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         (_DA, _with("da-capsnet", caps_attention="capsule"), _with("da-capsnet", caps_attention="shared")),
         _CONTROLLED,
         any_data=True,
+        hours=24,
     ),
     "control-routing": Experiment(
         "Does routing help? 1, 3 and 5 iterations; with 1 all couplings are equal.",
@@ -196,6 +210,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         tuple(_with(name, iterations=count) for name in ("capsnet", "da-capsnet") for count in (1, 3, 5)),
         _CONTROLLED,
         any_data=True,
+        hours=43,
     ),
     "control-update": Experiment(
         "Does it matter whether routing adds agreement to the logits (Eq. 7) or replaces them (the Keras example)?",
@@ -203,6 +218,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         tuple(_with(name, update=how) for name in ("capsnet", "da-capsnet") for how in ("accumulate", "replace")),
         _CONTROLLED,
         any_data=True,
+        hours=28,
     ),
 }
 """The named experiments; they share the runs that they have in common."""
@@ -267,6 +283,7 @@ def plan_runs(
     protocols: Sequence[Protocol] = ("clean", "paper"),
     training: TrainConfig | None = None,
     data_dir: str | Path | None = None,
+    download: bool = True,
 ) -> tuple[list[PlannedRun], list[Failure]]:
     """The runs of some experiments, without repetition, in the order of what they tell.
 
@@ -280,6 +297,7 @@ def plan_runs(
         protocols: see `TrainConfig.protocol`.
         training: everything else about the training; seed and protocol in it do not count.
         data_dir: where the data sets are looked for first.
+        download: fetch those that are nowhere.
 
     Returns:
         The runs, and what had to be left out: data sets that could not be loaded, networks that cannot
@@ -291,7 +309,10 @@ def plan_runs(
     """
     for name in experiments:
         if name not in EXPERIMENTS:
-            raise ConfigError(f"unknown experiment {name!r}: choose from {', '.join(EXPERIMENTS)}")
+            near = difflib.get_close_matches(name, EXPERIMENTS, n=1)
+            meant = f"did you mean {near[0]}? The others are" if near else "choose from"
+            others = ", ".join(other for other in EXPERIMENTS if other not in near)
+            raise ConfigError(f"unknown experiment {name!r}: {meant} {others}")
     if seeds < 1:
         raise ConfigError(f"seeds must be at least 1, got {seeds}")
     if not protocols:
@@ -305,13 +326,14 @@ def plan_runs(
                 wanted.setdefault(place, {}).setdefault(variant, int(name.startswith("control-")))
     for name in data_sets:
         if name not in [source for source, _ in wanted]:
-            raise ConfigError(f"nothing to run: no chosen experiment is about {name}")
+            others = ", ".join(other for other, card in EXPERIMENTS.items() if _places(card, [name]))
+            raise ConfigError(f"nothing to run: no chosen experiment is about {name}: choose from {others}")
     training = training or TrainConfig()
     planned: dict[PlannedRun, tuple[Any, ...]] = {}
     missing = []
     for (source, split), variants in wanted.items():
         try:
-            data = load_data(source, data_dir=data_dir, split=split or None)
+            data = load_data(source, data_dir=data_dir, split=split or None, download=download)
         except DataError as error:
             missing.append(Failure(data_name(source, split), str(error)))
             continue
@@ -363,7 +385,7 @@ def perform(
         say: told each epoch's line of metrics.
 
     Raises:
-        DualcapsError: as `load_data`, `create_model` and `fit`.
+        DualcapsError: as `load_data`, `create_model` and `fit`, or what was finished before is damaged.
         OSError: as `fit`.
     """
     folder = out / run.folder
@@ -379,6 +401,7 @@ def perform(
 
     fit(model, data, run.training, out=folder, resume=True, quiet=True, each_epoch=each_epoch)
     _draw(folder, model, data, "selected")
+    read_run(folder)  # as the report will
 
 
 def _draw(folder: Path, model: Network, data: ImageData, name: str) -> None:
@@ -416,10 +439,10 @@ def _epochs_done(run: PlannedRun, out: Path) -> int:
 
 
 def is_done(run: PlannedRun, out: Path) -> bool:
-    """Whether a run is finished, its pictures too."""
+    """Whether a run is finished and can be read, its pictures too."""
     folder = out / run.folder
     try:
-        runs.read_result(folder)
+        read_run(folder)
     except RunError:
         return False
     return not run.network.decoder or (folder / runs.STRIPS / "selected.png").is_file()
@@ -439,9 +462,7 @@ class Clock:
         self._like: dict[tuple[str, ModelConfig], float] = {}
         for run in planned:
             if is_done(run, out):
-                seconds = runs.read_result(out / run.folder).get("training_seconds")
-                if isinstance(seconds, float):
-                    self.learn(run, seconds / run.training.epochs)
+                self.learn(run, read_run(out / run.folder).training_seconds / run.training.epochs)
         if planned and not self._like:
             # A first guess: small layers reach a fifth of what a large product does.
             place = choose_device(planned[0].training.device)
@@ -495,13 +516,10 @@ def reproduce(
         The runs that failed, which `out/failures.jsonl` keeps too.
 
     Raises:
-        ConfigError: `jobs` or `budget` outside its range.
+        ConfigError: as `check_limits`.
         RunError: another process works in `out`.
     """
-    if jobs < 1:
-        raise ConfigError(f"jobs must be at least 1, got {jobs}")
-    if budget is not None and not 0 < budget < math.inf:
-        raise ConfigError(f"budget must be a number of minutes above 0, got {budget}")
+    check_limits(out, jobs, budget)
     out.mkdir(parents=True, exist_ok=True)
     end = math.inf if budget is None else time.monotonic() + 60 * budget
     failures: list[Failure] = []
@@ -547,6 +565,16 @@ def reproduce(
                 job.process.kill()  # its last epoch is kept
             for job in busy.values():
                 job.process.join()
+
+
+def check_limits(out: Path, jobs: int, budget: float | None) -> None:
+    """Raise ConfigError for what `reproduce` cannot work with."""
+    if jobs < 1:
+        raise ConfigError(f"jobs must be at least 1, got {jobs}")
+    if budget is not None and not 0 < budget < math.inf:
+        raise ConfigError(f"budget must be a number of minutes above 0, got {budget}")
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out}: is a file: choose a folder")
 
 
 @dataclass
@@ -600,8 +628,10 @@ def _work(connection: Connection, run: PlannedRun, out: Path, data_dir: str | Pa
         perform(run, out, data_dir=data_dir, say=connection.send)
     except KeyboardInterrupt:
         sys.exit(130)
-    except (DualcapsError, OSError) as error:
+    except DualcapsError as error:
         connection.send(str(error))
+    except OSError as error:
+        connection.send(in_one_line(error))
     except Exception as error:
         connection.send(f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}")
     else:

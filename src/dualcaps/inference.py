@@ -96,7 +96,7 @@ def load_model(run: str | Path, device: str = "auto") -> Network:
     model = build_model(runs.parse(ModelConfig, config["model"], path))
     if len(config["classes"]) != model.config.num_classes:
         raise RunError(
-            f"{path / runs.CONFIG}: holds no class names for {model.config.num_classes} classes: train again"
+            f"{path / runs.CONFIG}: holds no class names for {model.config.num_classes} classes: {runs.TRAIN_AGAIN}"
         )
     model.classes = tuple(config["classes"])
     try:

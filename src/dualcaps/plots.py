@@ -51,6 +51,8 @@ def accuracy_bands(curves: Mapping[str, np.ndarray]) -> "Figure":
     top = max(float(values.mean(axis=0).max()) for values in curves.values())
     low = min(*lowest, top - 5)  # the first epochs may fall out of the picture
     axes.set(xlabel="epoch", ylabel="accuracy, %", ylim=(low - 0.1 * (top - low), top + 0.05 * (top - low)))
+    if all(values.shape[1] == 1 for values in curves.values()):
+        axes.set_xlim(0, 2)
     axes.locator_params(axis="x", integer=True)
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right", frameon=False, fontsize=9)

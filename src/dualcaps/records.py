@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import math
+import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -124,8 +125,8 @@ class Records:
 
     Attributes:
         runs: the finished runs, in the order of data, network, protocol, epochs and seed.
-        failures: names of runs that failed or are not finished, or of data sets that were not found,
-            and why; without those that have been finished since.
+        failures: names of runs that failed, are not finished or damaged, or of data sets that were not
+            found, and why; without those that have been finished since.
         copies: by data set, what its files are.
         strips: by run, the folder of its reconstructions.
     """
@@ -139,10 +140,11 @@ class Records:
 def read_records(sources: Sequence[str | Path]) -> Records:
     """Read run folders, folders of them at any depth, and folders of records.
 
-    Of two records of one run the later source's counts.
+    Of two records of one run the later source's counts. A run that is damaged costs no other: it is one
+    of the failures.
 
     Raises:
-        RunError: a source that is no folder, or files that are damaged.
+        RunError: a source that is no folder, or damaged CSV files.
     """
     found: dict[str, Record] = {}
     strips: dict[str, Path] = {}
@@ -163,15 +165,19 @@ def read_records(sources: Sequence[str | Path]) -> Records:
                 failures.update((line["run"], line["reason"]) for line in _read_csv(source / FAILED, ("run", "reason")))
             continue
         for file in sorted(source.rglob(runs.FAILURES)):
-            failures.update(_read_failures(file))
-        for config in sorted(source.rglob(runs.CONFIG)):
-            folder = config.parent
+            failures |= _read_failures(file, source)
+        for folder in sorted({file.parent for name in (runs.CONFIG, runs.METRICS) for file in source.rglob(name)}):
             if folder.name.startswith("."):  # half made when its process was killed
                 continue
             if not runs.is_finished(folder):
-                failures |= _unfinished(folder)
+                if name := _asked_for(folder):
+                    failures[name] = "not finished"
                 continue
-            record = _read_run(folder)
+            try:
+                record = read_run(folder)
+            except RunError as error:
+                failures[_asked_for(folder) or _below(source, folder)] = str(error).replace(f"{source}{os.sep}", "")
+                continue
             found[record.run] = record
             if (folder / runs.STRIPS).is_dir():
                 strips[record.run] = folder / runs.STRIPS
@@ -199,7 +205,7 @@ def write_records(records: Records, out: Path) -> None:
 
 def run_name(network: str, data: str, protocol: str, epochs: int, seed: int) -> str:
     """What a run is called in words."""
-    return f"{network} on {data}, {protocol}, {epochs} epochs, seed {seed}"
+    return f"{network} on {data}, {protocol}, {epochs} epoch{'s' * (epochs > 1)}, seed {seed}"
 
 
 def data_name(source: str, split: str | None) -> str:
@@ -212,20 +218,29 @@ def _name(record: Record) -> str:
     return run_name(record.network, record.data, record.protocol, record.epochs, record.seed)
 
 
-def _unfinished(folder: Path) -> dict[str, str]:
-    """The name of a run that is not finished; nothing for a folder that only looks like one."""
+def _below(source: Path, path: Path) -> str:
+    """Where something lies in a source."""
+    return path.name if path == source else str(path.relative_to(source))
+
+
+def _asked_for(folder: Path) -> str | None:
+    """The name of a run by its configuration alone; None for a folder that only looks like one's."""
     try:
         config = runs.read_config(folder)
         model = describe(runs.parse(ModelConfig, config["model"], folder))
         data = data_name(config["data"]["source"], config["data"]["split"])
         training = config["training"]
-        name = run_name(model, data, training["protocol"], training["epochs"], training["seed"])
+        return run_name(model, data, training["protocol"], training["epochs"], training["seed"])
     except (RunError, KeyError, TypeError):
-        return {}
-    return {name: "not finished"}
+        return None
 
 
-def _read_run(folder: Path) -> Record:
+def read_run(folder: Path) -> Record:
+    """The record of a finished run.
+
+    Raises:
+        RunError: it is not finished, or damaged.
+    """
     config, provenance = runs.read_config(folder), runs.read_provenance(folder)
     result, metrics = runs.read_result(folder), runs.read_metrics(folder)
     model = runs.parse(ModelConfig, config["model"], folder)
@@ -284,7 +299,7 @@ def _read_run(folder: Path) -> Record:
         )
         _check(record)
     except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise RunError(f"{folder}: damaged ({type(error).__name__}: {error}): train again") from error
+        raise RunError(f"{folder}: damaged ({type(error).__name__}: {error}): {runs.TRAIN_AGAIN}") from error
     return record
 
 
@@ -329,13 +344,22 @@ def _read_table(folder: Path) -> list[Record]:
         raise RunError(f"{folder / RUNS}: damaged ({error}): make it again from the run folders") from error
 
 
-def _read_failures(file: Path) -> dict[str, str]:
+def _read_failures(file: Path, source: Path) -> dict[str, str]:
+    """What is noted to have failed, and lines that cannot be read as a failure of the file's own."""
+    failures, unread = {}, 0
     try:
-        whole, _, _ = file.read_text().rpartition("\n")  # a kill may have torn the last line
-        lines = [json.loads(line) for line in whole.splitlines()]
-        return {line["run"]: line["reason"] for line in lines}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{file}: damaged ({error}): remove it") from error
+        whole, _, _ = file.read_text(errors="replace").rpartition("\n")  # a kill may have torn the last line
+    except OSError as error:
+        return {_below(source, file): f"cannot be read ({error.strerror})"}
+    for line in whole.splitlines():
+        try:
+            failure = json.loads(line)
+            failures[str(failure["run"])] = str(failure["reason"])
+        except (ValueError, KeyError, TypeError):
+            unread += 1
+    if unread:
+        failures[_below(source, file)] = f"damaged: what failed cannot be read in {unread} of its lines"
+    return failures
 
 
 def _read_csv(file: Path, columns: Iterable[str]) -> list[dict[str, str]]:

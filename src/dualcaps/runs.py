@@ -46,6 +46,8 @@ FORMAT = 1
 
 CONFIG, PROVENANCE, RESULT = "config.json", "provenance.json", "result.json"
 STRIPS, FAILURES = "strips", "failures.jsonl"
+TRAIN_AGAIN = "remove the run's folder and train again"
+"""What to do about a damaged run."""
 METRICS, WEIGHTS, CHECKPOINT = "metrics.jsonl", "model.safetensors", "checkpoint.safetensors"
 
 
@@ -243,7 +245,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     try:
         return [json.loads(line) for line in _read_text(path / METRICS).splitlines()]
     except json.JSONDecodeError as error:
-        raise RunError(f"{path / METRICS}: damaged ({error}): train again") from error
+        raise RunError(f"{path / METRICS}: damaged ({error}): {TRAIN_AGAIN}") from error
 
 
 def write_metrics(path: Path, history: list[dict[str, Any]]) -> None:
@@ -285,9 +287,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load_file(path / WEIGHTS)
     except FileNotFoundError as error:
-        raise RunError(f"{path}: incomplete run folder ({WEIGHTS} is missing): train again") from error
+        raise RunError(f"{path}: incomplete run folder ({WEIGHTS} is missing): {TRAIN_AGAIN}") from error
     except (OSError, safetensors.SafetensorError) as error:
-        raise RunError(f"{path / WEIGHTS}: damaged ({error}): train again") from error
+        raise RunError(f"{path / WEIGHTS}: damaged ({error}): {TRAIN_AGAIN}") from error
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:
@@ -325,9 +327,9 @@ def _read_json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(_read_text(file))
     except json.JSONDecodeError as error:
-        raise RunError(f"{file}: damaged ({error}): train again") from error
+        raise RunError(f"{file}: damaged ({error}): {TRAIN_AGAIN}") from error
     if not isinstance(content, dict):
-        raise RunError(f"{file}: damaged (not a JSON object): train again")
+        raise RunError(f"{file}: damaged (not a JSON object): {TRAIN_AGAIN}")
     return content
 
 
@@ -335,7 +337,7 @@ def _with(content: dict[str, Any], fields: dict[str, type], file: Path) -> dict[
     """The content, sure to have these fields."""
     for name, kind in fields.items():
         if not isinstance(content.get(name), kind):
-            raise RunError(f"{file}: damaged ({name!r} is missing or not what it should be): train again")
+            raise RunError(f"{file}: damaged ({name!r} is missing or not what it should be): {TRAIN_AGAIN}")
     return content
 
 
@@ -343,6 +345,6 @@ def _read_text(file: Path) -> str:
     try:
         return file.read_text()
     except FileNotFoundError as error:
-        raise RunError(f"{file.parent}: incomplete run folder ({file.name} is missing): train again") from error
+        raise RunError(f"{file.parent}: incomplete run folder ({file.name} is missing): {TRAIN_AGAIN}") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise RunError(f"{file}: cannot be read ({error}): train again") from error
+        raise RunError(f"{file}: cannot be read ({error}): make it readable, or train again elsewhere") from error

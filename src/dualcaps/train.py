@@ -363,7 +363,7 @@ def _read_finished(path: Path, model: Network, device: torch.device) -> Result:
     model.load_state_dict(runs.read_weights(path))
     model.place(device)
     if not 1 <= result["selected_epoch"] <= len(history):
-        raise RunError(f"{path / runs.METRICS}: damaged (epochs are missing): train again")
+        raise RunError(f"{path / runs.METRICS}: damaged (epochs are missing): {runs.TRAIN_AGAIN}")
     selected = history[result["selected_epoch"] - 1]
     accuracy = selected.get("validation_accuracy", selected.get("test_accuracy"))
     return Result(path, result["selected_epoch"], accuracy, result["test_accuracy"], history)

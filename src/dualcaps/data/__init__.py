@@ -79,6 +79,7 @@ def load_data(
     camera: Literal["left", "right", "both"] | None = None,
     objects: int | None = None,
     extra: bool = False,
+    download: bool = True,
 ) -> ImageData:
     """Load a data set by name, or a person's own images.
 
@@ -86,7 +87,7 @@ def load_data(
     the user cache where they are nowhere. Own images are a folder of class sub-folders (perhaps
     below `train/`, `val/` and `test/`), a `.npz` file, or a Parquet file or folder; parts that are
     missing are split off class by class. What was read once is kept in the user cache and mapped
-    from there the next time. See `DataOptions` for the arguments.
+    from there the next time. See `DataOptions` for the arguments; without `download` nothing is fetched.
 
     Raises:
         DataError: an unknown name, missing or damaged files, images that cannot be used, or an
@@ -105,7 +106,7 @@ def load_data(
         objects=objects,
         extra=extra,
     )
-    images, found = _find(options)
+    images, found = _find(options, download=download)
     content, sha256 = load_packed(images, cache_folder())
     return _image_data(options, content, sha256, found)
 

@@ -239,6 +239,22 @@ def test_images_that_cannot_be_used_are_one_line_and_leave_nothing(run_cli: Call
     assert not list(Path.cwd().iterdir())
 
 
+def test_a_damaged_image_costs_no_other_prediction(run_cli: Callable, run: Path, shapes_folder: Path, tmp_path: Path):
+    (tmp_path / "cut.png").write_bytes((shapes_folder / "down" / "03.png").read_bytes()[:60])
+    command = ("predict", run, tmp_path / "cut.png", shapes_folder / "down")
+    said = run_cli(*command)
+    assert said.code == 1
+    assert said.err.startswith(f"dualcaps: {tmp_path / 'cut.png'}: cannot be read")
+    assert said.err.count("\n") == 1
+    files = len(list((shapes_folder / "down").iterdir()))
+    assert len(said.out.splitlines()) == 1 + files
+    assert "nan" not in said.out
+    first, *others = json.loads(run_cli(*command, "--json").out)
+    assert (first["file"], list(first)) == (str(tmp_path / "cut.png"), ["file", "error"])
+    assert len(others) == files
+    assert all(sum(answer["lengths"].values()) > 0 for answer in others)
+
+
 def test_a_truncated_idx_file_is_one_line(run_cli: Callable, tmp_path: Path):
     for name in DATA_SETS["mnist"].layouts[0].files:
         (tmp_path / name).write_bytes(b"\0\0\x08\x03\0\0\0\x02\0\0\0\x1c\0\0\0\x1c" + b"\0" * 100)
@@ -250,6 +266,7 @@ def test_runs_that_cannot_be_used_are_one_line(run_cli: Callable, run: Path, sha
     train = ("train", shapes_folder, *FAST, "--model", "capsnet", "--out", run, "--resume")
     one_line(run_cli(*train, "--batch-size", 5), "batch_size was 128, now 5")
     one_line(run_cli("predict", run, "nothing.png"), "nothing.png: no such file")
+    one_line(run_cli("predict", run, "nothing.png", "none.png"), "nothing.png: no such file; the other 1 cannot")
     one_line(run_cli("predict", run, tmp_path / "cwd"), "no images in this folder")
     one_line(run_cli("evaluate", run, "imagenet"), "unknown data set 'imagenet'")
     (run / "result.json").unlink()

@@ -100,6 +100,19 @@ def test_a_damaged_file_among_many_is_named(run: Path, shapes_folder: Path, tmp_
         predict_files(load_model(run), [*files, tmp_path / "cut.png", *files], batch_size=4)
 
 
+def test_damaged_files_can_be_noted_and_cost_no_other(run: Path, shapes_folder: Path, tmp_path: Path):
+    model, files = load_model(run), sorted(shapes_folder.rglob("*.png"))[:9]
+    whole = predict_files(model, files)
+    unread: dict[int, str] = {}
+    mixed = predict_files(model, [tmp_path / "none.png", *files, tmp_path], batch_size=4, unread=unread)
+    assert list(unread) == [0, 10]
+    assert unread[0].startswith(f"{tmp_path / 'none.png'}: no such file")
+    assert mixed[[0, 10]].isnan().all()
+    torch.testing.assert_close(mixed[1:10], whole)
+    assert predict_files(model, files, unread=(nothing := {})).isfinite().all()
+    assert nothing == {}
+
+
 @pytest.mark.parametrize("name", ["capsnet", "da-capsnet", "cnn", "sabour-capsnet"])
 def test_bfloat16_predictions_are_near_and_leave_the_network_as_it_was(name: str):
     torch.manual_seed(0)

@@ -40,7 +40,7 @@ from dualcaps.experiments import (
 )
 from dualcaps.explain import contact_sheet
 from dualcaps.inference import choose_precision, evaluate_run, load_model, predict_files
-from dualcaps.models import MODELS, count_parameters, create_model, describe
+from dualcaps.models import MODELS, Network, count_parameters, create_model, describe
 from dualcaps.plots import png
 from dualcaps.records import data_name
 from dualcaps.report import write_report
@@ -206,26 +206,44 @@ class Predict:
     device: str = "auto"
     """auto, cpu, cuda, …"""
     json: bool = False
-    """Print JSON: for each image its class and the lengths of all classes (0 to 1)."""
+    """Print JSON: for each image its class and the lengths of all classes (0 to 1), or why it cannot be read."""
 
     def run(self) -> None:
-        """Predict and print."""
+        """Predict and print, and say which files could not be read."""
         if not self.images:
             raise DataError("IMAGE…: name at least one image file or folder")
         model = load_model(self.trained, self.device)
         files = [file for path in self.images for file in _image_files(path)]
         precision = choose_precision(self.precision, next(model.parameters()).device)
-        lengths = predict_files(model, files, precision=precision).numpy()
+        unread: dict[int, str] = {}
+        lengths = predict_files(model, files, precision=precision, unread=unread).numpy()
+        if len(unread) == len(files):
+            raise DataError(
+                unread[0] + (f"; the other {len(files) - 1:,} cannot be read either" if len(files) > 1 else "")
+            )
+        self._print(model, files, lengths, unread)
+        for reason in list(unread.values())[:_MOST_PRINTED_FILES]:
+            print(f"dualcaps: {reason}", file=sys.stderr)
+        if len(unread) > _MOST_PRINTED_FILES:
+            print(f"dualcaps: {len(unread) - _MOST_PRINTED_FILES:,} more files cannot be read", file=sys.stderr)
+        if unread:
+            sys.exit(1)
+
+    def _print(self, model: Network, files: list[Path], lengths: np.ndarray, unread: Mapping[int, str]) -> None:
         ranking = np.argsort(-lengths, axis=1, kind="stable")
         if self.json:
             _print_json(
                 [
-                    {
-                        "file": str(file),
-                        "class": model.classes[order[0]],
-                        "lengths": dict(zip(model.classes, row.tolist(), strict=True)),
-                    }
-                    for file, order, row in zip(files, ranking, lengths, strict=True)
+                    {"file": str(file)}
+                    | (
+                        {"error": unread[place]}
+                        if place in unread
+                        else {
+                            "class": model.classes[ranking[place, 0]],
+                            "lengths": dict(zip(model.classes, lengths[place].tolist(), strict=True)),
+                        }
+                    )
+                    for place, file in enumerate(files)
                 ]
             )
             return
@@ -234,7 +252,9 @@ class Predict:
         table.add_column("class, length")
         for _ in range(min(self.top, len(model.classes)) - 1):
             table.add_column("then")
-        for file, order, row in zip(files, ranking, lengths, strict=True):
+        for place, (file, order, row) in enumerate(zip(files, ranking, lengths, strict=True)):
+            if place in unread:
+                continue
             table.add_row(str(file), *(f"{model.classes[c]} {row[c]:.3f}" for c in order[: max(self.top, 1)]))
         _stdout().print(table)
 

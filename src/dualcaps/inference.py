@@ -146,33 +146,51 @@ def _batch_size(device: torch.device) -> int:
 
 
 def predict_files(
-    model: Network, paths: Sequence[Path], *, precision: Precision = "float32", batch_size: int | None = None
+    model: Network,
+    paths: Sequence[Path],
+    *,
+    precision: Precision = "float32",
+    batch_size: int | None = None,
+    unread: dict[int, str] | None = None,
 ) -> Float[Tensor, "count classes"]:
     """`predict` for image files of any size and mode, brought to the network's shape.
 
     While the network sees one batch the next ones are read.
 
+    Args:
+        model, precision, batch_size: see `predict`.
+        paths: the files.
+        unread: if given, a file that cannot be read does not stop the others: its place in `paths` and
+            the reason are noted here, and its lengths are NaN.
+
     Raises:
-        DataError: a file that is no image that can be read.
+        DataError: a file that is no image that can be read, without `unread`.
     """
     device = next(model.parameters()).device
     size = batch_size or _batch_size(device)
     batches = [paths[start : start + size] for start in range(0, len(paths), size)]
     answers = []
+
+    def read(batch: Sequence[Path]) -> tuple[np.ndarray, dict[int, str]]:
+        skipped: dict[int, str] = {}
+        return read_images(batch, model.config.image_shape, unread=None if unread is None else skipped), skipped
+
     with ThreadPoolExecutor(1) as reader:
-        coming = deque(
-            reader.submit(read_images, batch, model.config.image_shape) for batch in batches[:_BATCHES_READ_AHEAD]
-        )
+        coming = deque(reader.submit(read, batch) for batch in batches[:_BATCHES_READ_AHEAD])
         try:
             for number in range(len(batches)):
-                images = torch.from_numpy(coming.popleft().result())
+                pixels, skipped = coming.popleft().result()
                 if number + _BATCHES_READ_AHEAD < len(batches):
-                    following = batches[number + _BATCHES_READ_AHEAD]
-                    coming.append(reader.submit(read_images, following, model.config.image_shape))
-                answers.append(predict(model, images, precision=precision, batch_size=size))
+                    coming.append(reader.submit(read, batches[number + _BATCHES_READ_AHEAD]))
+                answers.append(predict(model, torch.from_numpy(pixels), precision=precision, batch_size=size))
+                if unread is not None:
+                    unread |= {number * size + place: reason for place, reason in sorted(skipped.items())}
         finally:
             reader.shutdown(cancel_futures=True)  # after an error nothing is waited for
-    return torch.cat(answers)
+    lengths = torch.cat(answers)
+    if unread:
+        lengths[list(unread)] = torch.nan
+    return lengths
 
 
 def evaluate(

@@ -94,16 +94,23 @@ def inspect_images(images: Sequence[Encoded], name: str = "") -> tuple[set[tuple
     return {size for size, _ in headers}, any(colour for _, colour in headers)
 
 
-def read_images(images: Sequence[Encoded], shape: tuple[int, int, int], name: str = "") -> np.ndarray:
+def read_images(
+    images: Sequence[Encoded], shape: tuple[int, int, int], name: str = "", unread: dict[int, str] | None = None
+) -> np.ndarray:
     """Read images into one uint8 array [N, C, H, W], each brought to `shape` (C, H, W).
 
     `name` is what errors call images that are given by their content. See `read_image`; raises as
-    it does.
+    it does, unless there is `unread` to note an image's number and the reason in: then it is black.
     """
-    pixels = np.empty((len(images), *shape), np.uint8)
+    pixels = np.zeros((len(images), *shape), np.uint8)
 
     def decode(number: int) -> None:
-        pixels[number] = read_image(images[number], shape, _name(images[number], name, number))
+        try:
+            pixels[number] = read_image(images[number], shape, _name(images[number], name, number))
+        except DataError as error:
+            if unread is None:
+                raise
+            unread[number] = str(error)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for _ in pool.map(decode, range(len(images))):

@@ -251,6 +251,7 @@ def test_own_images_come_first_where_nothing_of_the_paper_was_run(tmp_path: Path
     assert text.startswith("# Networks compared\n")
     assert "<title>Networks compared</title>" in written.page.read_text()
     first_table = next(part for part in text.split("\n\n") if part.startswith("|"))
+    assert text.index("## Accuracy, size and time") < text.index("## The rule") < text.index("## Table 1")
     assert first_table.splitlines()[0] == "| data | protocol | epochs | capsnet | capsnet-conv-att |"
     assert first_table.splitlines()[2] == "| pets | paper | 1 | 70.00 ± 0.00 (n = 2) | 70.00 ± 0.00 (n = 2) |"
 

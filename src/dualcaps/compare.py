@@ -30,9 +30,10 @@ epoch on the test set as the paper did; where it was not run, protocol `clean`.
 - A number of epochs to 100 % is **reproduced** if the mean of the first epochs with every test image right is within
   two of it, and **not reproduced** if it is not, or if some run of at least as many epochs has none. Only protocol
   `paper` tells.
-- Everything else is **inconclusive**: fewer than two seeds, an interval that allows both answers, images that are not
-  the official ones pixel for pixel, another recipe than the paper's, and a failure to reach an accuracy, or any gain
-  but that of the first five epochs, where fewer epochs were trained than the paper's {paper.EPOCHS}.
+- Everything else is **inconclusive**: where there are fewer than two seeds; where the interval allows both answers;
+  where the images are not the official ones pixel for pixel, or the recipe is not the paper's; and, where fewer
+  epochs were trained than the paper's {paper.EPOCHS}, accuracies that are not reached and all gains but that of the
+  first five epochs.
 - **Not run** is what no finished run tells about.
 
 Where one data set was trained under several conditions (epochs, rate, …), those with two seeds or more come first, then

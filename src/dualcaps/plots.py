@@ -55,7 +55,7 @@ def accuracy_bands(curves: Mapping[str, np.ndarray]) -> "Figure":
         axes.set_xlim(0, 2)
     axes.locator_params(axis="x", integer=True)
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right", frameon=False, fontsize=9)
+    axes.legend(loc="best", frameon=False, fontsize=9)
     return figure
 
 

@@ -129,12 +129,12 @@ def write_report(sources: Sequence[str | Path], out: str | Path) -> Written:
 def _compose(records: Records, table: Cells, findings: Sequence[Finding]) -> tuple[str, list[_Picture]]:
     """The whole report as Markdown, and its pictures."""
     pictures: list[_Picture] = []
-    sections = [
-        _opening(records, findings),
-        _accuracies(records, table),
-        _attention(records, table),
+    first = [_opening(records, findings), _accuracies(records, table), _attention(records, table)]
+    printed = [
         f"## The rule\n\n{RULE}",
         *(_printed_table(where, findings, records, table) for where in ("Table 1", "Table 2", "Table 4")),
+    ]
+    ours = [
         _epochs_needed(records, findings, table),
         _curves(records, table, pictures),
         _reconstructions(records, table, pictures),
@@ -142,9 +142,13 @@ def _compose(records: Records, table: Cells, findings: Sequence[Finding]) -> tup
         _protocols(records, table),
         _everything(records, table),
         _provenance(records),
-        _decisions(),
     ]
-    return "\n\n".join(sections) + "\n", pictures
+    sections = [*first, *ours, *printed] if _nothing_printed_was_run(findings) else [*first, *printed, *ours]
+    return "\n\n".join([*sections, _decisions()]) + "\n", pictures
+
+
+def _nothing_printed_was_run(findings: Sequence[Finding]) -> bool:
+    return all(finding.verdict == _NOT_RUN for finding in findings)
 
 
 def _opening(records: Records, findings: Sequence[Finding]) -> str:
@@ -152,7 +156,7 @@ def _opening(records: Records, findings: Sequence[Finding]) -> str:
     verdicts = ", ".join(
         f"{counts[verdict]} {verdict}" for verdict in ("reproduced", "not reproduced", "inconclusive", _NOT_RUN)
     )
-    if counts[_NOT_RUN] == len(findings):
+    if _nothing_printed_was_run(findings):
         lines = [
             "# Networks compared",
             f"**{len(records.runs):,} finished runs**, none of them on a data set of which the paper of `da-capsnet` "

@@ -25,7 +25,17 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from dualcaps.bench import run_short
-from dualcaps.data import DATA_SETS, ImageData, Split, check_data, data_state, get_data, list_images, load_data
+from dualcaps.data import (
+    DATA_SETS,
+    DataOptions,
+    ImageData,
+    Split,
+    check_data,
+    data_state,
+    get_data,
+    list_images,
+    load_data,
+)
 from dualcaps.errors import ConfigError, DataError, DualcapsError, in_one_line
 from dualcaps.experiments import (
     EXPERIMENTS,
@@ -47,6 +57,7 @@ from dualcaps.report import write_report
 from dualcaps.runs import write_bytes
 from dualcaps.train import TrainConfig, fit
 
+_UNSET = tyro.conf.arg(help_behavior_hint="")
 _NETWORKS_OWN = tyro.conf.arg(help_behavior_hint="(default: the network's own)")
 _LARGEST_PRINTED_MATRIX = 12
 _MOST_PRINTED_FILES = 20
@@ -79,20 +90,20 @@ class Switches:
 class Reading:
     """Where images are looked for, and how they are read and split."""
 
-    data_dir: Path | None = None
+    data_dir: Annotated[Path | None, _UNSET] = None
     """Folder to look into first for the files of a named data set."""
-    image_size: tuple[int, int] | None = None
+    image_size: Annotated[tuple[int, int] | None, _UNSET] = None
     """Height and width in pixels to bring the images to; by default their own if all have one of at
     most 64 a side, otherwise 32 32."""
-    channels: Literal[1, 3] | None = None
+    channels: Annotated[Literal[1, 3] | None, _UNSET] = None
     """1 for grey, 3 for colour; by default what the images have."""
-    split: Split | None = None
+    split: Annotated[Split | None, _UNSET] = None
     """How training and test images are told apart: smallnorb official, azimuth, elevation; coil-20 random, views."""
     split_seed: int = 0
     """Seed of the choice of held-out images."""
-    camera: Literal["left", "right", "both"] | None = None
+    camera: Annotated[Literal["left", "right", "both"] | None, _UNSET] = None
     """smallnorb: the camera, by default the left."""
-    objects: Literal[10, 20] | None = None
+    objects: Annotated[Literal[10, 20] | None, _UNSET] = None
     """coil-20: how many objects, by default the first 10."""
     extra: bool = False
     """svhn: train on extra_32x32.mat too."""
@@ -110,7 +121,7 @@ class Train:
     """A data set's name; a folder with a sub-folder of images for each class; a .npz or Parquet file."""
     model: str = "da-capsnet"
     """The network; `dualcaps models` lists them."""
-    out: Path | None = None
+    out: Annotated[Path | None, _UNSET] = None
     """Run folder, by default runs/<data>-<model>-seed<seed>, numbered if that exists."""
     resume: bool = False
     """Go on with the run where it stopped."""
@@ -151,9 +162,9 @@ class Evaluate:
 
     trained: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """The folder of a finished run."""
-    data: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="[DATA]")] = None
+    data: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="[DATA]", help_behavior_hint="")] = None
     """A data set's name or your own images; by default the run's own test images."""
-    data_dir: Path | None = None
+    data_dir: Annotated[Path | None, _UNSET] = None
     """Folder to look into first for the files of a named data set."""
     device: str = "auto"
     """auto, cpu, cuda, …"""
@@ -287,7 +298,7 @@ class Models:
 class DataList:
     """List the data sets: found or not, where, official or not, their sizes and classes."""
 
-    data_dir: Path | None = None
+    data_dir: Annotated[Path | None, _UNSET] = None
     """Folder to look into first."""
 
     def run(self) -> None:
@@ -299,7 +310,8 @@ class DataList:
             height, width = data_set.size
             pixels = f"{height}x{width}x{data_set.channels}"
             table.add_row(
-                name, str(len(data_set.classes)), pixels, ", ".join(data_set.splits), data_state(name, self.data_dir)
+                *(name, str(len(data_set.classes_of(DataOptions(name)))), pixels),
+                *(", ".join(data_set.splits), data_state(name, self.data_dir)),
             )
         _stdout().print(table)
 
@@ -375,7 +387,7 @@ class DataShow:
 class Data:
     """List, check, fetch and show data sets."""
 
-    action: tyro.conf.OmitSubcommandPrefixes[
+    action: tyro.conf.OmitArgPrefixes[
         Annotated[DataList, tyro.conf.subcommand("list")]
         | Annotated[DataCheck, tyro.conf.subcommand("check")]
         | Annotated[DataGet, tyro.conf.subcommand("get")]
@@ -442,7 +454,7 @@ class Reproduce:
     """Runs at once; on the CPU they share the cores."""
     out: Path = Path("runs/reproduce")
     """Folder of the runs."""
-    data_dir: Path | None = None
+    data_dir: Annotated[Path | None, _UNSET] = None
     """Folder to look into first for the files of the data sets."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number type of the layers; float32 on the CPU gives the same results each time."""

@@ -32,7 +32,7 @@ class TrainConfig:
 
     Attributes:
         epochs: Passes over the training images.
-        batch_size: Images a step; None takes the data set's, 16 for coil-20 and 128 for others.
+        batch_size: Images a step; by default the data set's, 16 for coil-20 and 128 for others.
         lr: Adam's learning rate.
         beta1: Adam's decay of the mean gradient.
         beta2: Adam's decay of the mean squared gradient.

@@ -30,7 +30,8 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The four places, in the order they are looked into."""
     monkeypatch.setenv("DUALCAPS_DATA", str(tmp_path / "environment"))
     monkeypatch.setattr(catalog, "_SYSTEM_FOLDER", tmp_path / "system")
-    (tmp_path / "named").mkdir()
+    for name in ("named", "environment"):
+        (tmp_path / name).mkdir()
     return [tmp_path / name for name in ("named", "environment", "cache/dualcaps", "system")]
 
 
@@ -38,6 +39,12 @@ def test_the_first_place_that_holds_all_files_is_taken(places: list[Path]):
     for place in reversed(places):
         folder = put(place / "mnist")
         assert found(MNIST, places[0]) == tuple(folder / name for name in FILES)
+
+
+def test_an_environment_that_names_no_folder_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("DUALCAPS_DATA", str(tmp_path / "nowhere"))
+    with pytest.raises(DataError, match="DUALCAPS_DATA=.*nowhere: no such folder: correct or unset it"):
+        catalog.find_files(MNIST, DataOptions())
 
 
 def test_a_folder_that_holds_some_of_the_files_is_passed_over(places: list[Path]):

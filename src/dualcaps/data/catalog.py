@@ -495,7 +495,7 @@ def find_files(data_set: DataSet, options: DataOptions) -> Found | None:
     unless the folder bears the name of another data set, whose files may have the same names.
 
     Raises:
-        DataError: `options.data_dir` is no folder.
+        DataError: `options.data_dir`, or what `DUALCAPS_DATA` names, is no folder.
     """
     extra = tuple(download.file for download in data_set.downloads if download.extra and options.extra)
     for root in search_folders(_path(options.data_dir)):
@@ -530,6 +530,8 @@ def search_folders(data_dir: Path | None) -> Iterator[Path]:
             raise DataError(f"--data-dir {data_dir}: no such folder")
         yield data_dir
     if environment := os.environ.get("DUALCAPS_DATA"):
+        if not Path(environment).is_dir():
+            raise DataError(f"DUALCAPS_DATA={environment}: no such folder: correct or unset it")
         yield Path(environment)
     yield cache_folder()
     yield _SYSTEM_FOLDER

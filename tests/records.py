@@ -26,7 +26,7 @@ def record(
     best = max(history, key=lambda epoch: (epoch.accuracy, epoch.epoch))
     training = {"epochs": len(history), "protocol": protocol, "seed": seed, "lr": lr}
     settings = {
-        "model": {"name": network.partition(",")[0]},
+        "model": {"name": network.partition(",")[0], "num_classes": 10},
         "training": training,
         "data": {"source": data, "split_seed": seed},
     }

@@ -207,6 +207,16 @@ def test_both_controls_for_the_parameters_stand_beside_the_gain(tmp_path: Path):
     assert line.endswith("| **+1.00 (all alike, n = 3)** | **+5.00 (all alike, n = 3)** |")
 
 
+def test_runs_that_never_left_chance_are_named(tmp_path: Path):
+    members = [
+        record("cnn", seed=0, accuracies=[10.0, 10.2, 10.0]),
+        record("cnn", seed=1, accuracies=[10.0, 60.0, 10.0]),
+    ]
+    write_report([write_folder(tmp_path / "records", members)], tmp_path / "out")
+    text = (tmp_path / "out" / "RESULTS.md").read_text()
+    assert "chance count like all others: cnn on fashion-mnist, paper, 3 epochs, seed 0 (10.20 %).\n" in text
+
+
 def test_protocols_are_compared_under_one_condition_only(tmp_path: Path):
     members = [record(protocol="paper", seed=seed, lr=0.1) for seed in range(3)]
     members += [record(protocol="clean", seed=seed) for seed in range(3)]

@@ -182,7 +182,7 @@ def read_records(sources: Sequence[str | Path]) -> Records:
             if (folder / runs.STRIPS).is_dir():
                 strips[record.run] = folder / runs.STRIPS
     ordered = sorted(found.values(), key=lambda r: (r.data, r.network, r.protocol, r.epochs, r.seed, r.run))
-    done = {name for record in ordered for name in (_name(record), record.data)}
+    done = {name for record in ordered for name in (name_of(record), record.data)}
     still = tuple(sorted((run, reason) for run, reason in failures.items() if run not in done))
     return Records(tuple(ordered), still, copies, strips)
 
@@ -214,7 +214,8 @@ def data_name(source: str, split: str | None) -> str:
     return f"{name} ({split})" if split else name
 
 
-def _name(record: Record) -> str:
+def name_of(record: Record) -> str:
+    """What a record's run is called in words."""
     return run_name(record.network, record.data, record.protocol, record.epochs, record.seed)
 
 
@@ -314,7 +315,9 @@ def _check(record: Record) -> None:
         raise ValueError("a number that is none")
     if record.protocol not in ("clean", "paper"):
         raise ValueError(f"unknown protocol {record.protocol!r}")
-    if record.asked["training"]["epochs"] != record.epochs or not isinstance(record.asked["data"], dict):
+    asked = record.asked
+    of_it = asked["training"]["epochs"] == record.epochs and isinstance(asked["data"], dict)
+    if not of_it or not isinstance(asked["model"]["num_classes"], int):
         raise ValueError("settings of another run")
 
 

@@ -37,7 +37,7 @@ from dualcaps.compare import (
 from dualcaps.errors import RunError
 from dualcaps.paper import Printed
 from dualcaps.plots import accuracy_bands, png, strip_rows, svg
-from dualcaps.records import COPIES, RUNS, Record, Records, read_records, write_csv, write_records
+from dualcaps.records import COPIES, RUNS, Record, Records, name_of, read_records, write_csv, write_records
 
 FINDINGS = "findings.csv"
 
@@ -56,6 +56,7 @@ _OTHER_THRESHOLDS = (50.0, 80.0, 90.0, 95.0)
 _FIGURES = {"cifar-10": "Fig. 11", "fashion-mnist": "Fig. 12", "svhn": "Fig. 13"}
 _PROTOCOLS = ("paper", "clean")
 _NOT_RUN = "not run"
+_MOST_NAMES = 5
 _OFFICIAL = "official files"
 
 
@@ -190,7 +191,17 @@ def _accuracies(records: Records, table: Cells) -> str:
         "on the test images, as the paper did; `clean` selects it on a tenth of the training images, held out."
     )
     head = ["data", "protocol", "epochs", *networks]
-    return f"{text}\n\n{_markdown(head, rows) if rows else f'Networks without switches: {_NOT_RUN}.'}"
+    lines = [text, _markdown(head, rows) if rows else f"Networks without switches: {_NOT_RUN}."]
+    if stuck := [record for cell in table.values() for record in cell.records if _at_chance(record)]:
+        names = [f"{_plain(name_of(record))} ({100 * record.test_accuracy:.2f} %)" for record in stuck[:_MOST_NAMES]]
+        others = f" and {len(stuck) - _MOST_NAMES:,} more" if len(stuck) > _MOST_NAMES else ""
+        lines.append(f"Runs that never got better than chance count like all others: {'; '.join(names)}{others}.")
+    return "\n\n".join(lines)
+
+
+def _at_chance(record: Record) -> bool:
+    """Whether a run's best epoch is right hardly more often than one in as many images as there are classes."""
+    return max(epoch.accuracy for epoch in record.history) < 1.1 / record.asked["model"]["num_classes"]
 
 
 def _attention(records: Records, table: Cells) -> str:

@@ -43,7 +43,7 @@ def test_the_first_place_that_holds_all_files_is_taken(places: list[Path]):
 
 def test_an_environment_that_names_no_folder_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("DUALCAPS_DATA", str(tmp_path / "nowhere"))
-    with pytest.raises(DataError, match="DUALCAPS_DATA=.*nowhere: no such folder: correct or unset it"):
+    with pytest.raises(DataError, match=r"DUALCAPS_DATA=.*nowhere: no such folder: correct or unset it"):
         catalog.find_files(MNIST, DataOptions())
 
 

@@ -705,6 +705,7 @@ def _page(text: str, pictures: Sequence[_Picture]) -> str:
         kind = "svg+xml" if picture.name.endswith(".svg") else "png"
         inside = f"data:image/{kind};base64,{base64.b64encode(picture.content).decode()}"
         body = body.replace(f'src="figures/{picture.name}"', f'src="{inside}"')
+    body = re.sub(r"(?<=[\dn]) ([±=]) (?=\d)", "\N{NO-BREAK SPACE}\\1\N{NO-BREAK SPACE}", body)
     body = body.replace("<table>", '<div class="table"><table>').replace("</table>", "</table></div>")
     for verdict in ("not reproduced", "reproduced", "inconclusive", "not run"):
         marked = f'<td class="{verdict.replace(" ", "-")}">{verdict}'

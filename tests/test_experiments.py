@@ -64,7 +64,8 @@ def test_a_data_set_that_is_nowhere_is_left_out_and_named():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"experiments": ["table-3"]}, "unknown experiment 'table-3': choose from table-1"),
+        ({"experiments": ["atention"]}, "unknown experiment 'atention': did you mean attention"),
+        ({"experiments": ["zzz"]}, "unknown experiment 'zzz': choose from table-1"),
         ({"seeds": 0}, "seeds must be at least 1"),
         ({"protocols": ()}, "protocols: choose clean, paper or both"),
         (

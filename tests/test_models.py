@@ -136,7 +136,7 @@ def test_reconstruction_takes_the_predicted_class_unless_told():
         (("capsnet",), {"iteration": 3}, "unknown switch 'iteration'"),
         (("capsnet",), {"iterations": 0}, "iterations must be at least 1"),
         (("capsnet",), {"width": 0}, "width must be at least 1"),
-        (("da-capsnet",), {"gate": "softmax"}, "gate must be one of tanh, sigmoid"),
+        (("da-capsnet",), {"gate": "softmax"}, "gate must be one of tanh, sigmoid, additive"),
         (("cnn",), {"width": 32}, "cnn has no width"),
         (("capsnet",), {"gate": "sigmoid"}, "capsnet has no attention module that a sigmoid gate could be in"),
         (("capsnet",), {"squash_constant": -1.0}, "squash_constant must be a number above 0"),

@@ -53,6 +53,21 @@ def test_a_sigmoid_gate_multiplies_without_a_residual_as_squeeze_and_excitation_
     torch.testing.assert_close(caps(votes), votes * gate.reshape(5, 2, 3, 4))
 
 
+def test_an_additive_gate_adds_what_the_same_layers_answer():
+    conv = randomised(ConvAttention(4, "additive"))
+    features = torch.randn(2, 4, 3, 5)
+    added = torch.tanh(conv.expand(conv.reduce(features.mean(dim=(2, 3))).clamp_min(0)))
+    torch.testing.assert_close(conv(features), features + added[:, :, None, None])
+    votes = torch.randn(5, 2, 3, 4)
+    for kind in ("element", "capsule", "shared"):
+        caps = randomised(CapsAttention(kind, parents=2, children=3, dim=4, gate="additive"))
+        vectors = votes if kind == "shared" else votes.reshape(5, 24)
+        added = torch.tanh(caps.expand(caps.reduce(vectors).clamp_min(0)))
+        torch.testing.assert_close(caps(votes), votes + added.reshape(5, 2, 3, -1))
+        tanh = CapsAttention(kind, parents=2, children=3, dim=4)
+        assert [p.shape for p in caps.parameters()] == [p.shape for p in tanh.parameters()]
+
+
 def test_a_child_is_the_channel_vector_at_its_grid_position():
     height, width, channels = 3, 4, 5
     votes_of = GridVotes(channels, parents=2, dim=6)

@@ -271,6 +271,17 @@ def test_bfloat16_trains_and_is_recorded(data: ImageData, tmp_path: Path):
     assert all(tensor.dtype == torch.float32 for tensor in weights(result.run).values())
 
 
+@pytest.mark.parametrize(("width", "share"), [(16, 1), (64, 1), (128, 0.5), (160, 0.4)])
+def test_a_network_wider_than_the_paper_s_learns_at_a_lower_rate(
+    data: ImageData, tmp_path: Path, width: int, share: float
+):
+    before = {name: value.clone() for name, value in fresh(data, width=width).state_dict().items()}
+    config = dataclasses.replace(TINY, epochs=1, batch_size=len(data.train), lr=2e-3, epsilon=1e-30)
+    train(data, tmp_path / "run", config, width=width)
+    moved = [(value - before[name]).abs().max() for name, value in weights(tmp_path / "run").items()]
+    torch.testing.assert_close(max(moved), torch.tensor(2e-3 * share), rtol=1e-3, atol=0)  # Adam's first step
+
+
 def test_a_loss_that_explodes_stops_with_advice(data: ImageData, tmp_path: Path):
     with pytest.raises(ConfigError, match=r"the loss is .* in epoch \d: lower the learning rate"):
         train(data, tmp_path / "run", dataclasses.replace(TINY, lr=1e30))

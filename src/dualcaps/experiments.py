@@ -126,6 +126,8 @@ def _with(model: str, **switches: Any) -> Variant:
     return Variant(model, tuple(switches.items()))
 
 
+_ADDITIVE = _with("da-capsnet", gate="additive")
+
 EXPERIMENTS: Mapping[str, Experiment] = {
     "table-1": Experiment(
         "Does the squash constant 0.5 do better than 1.0?",
@@ -181,20 +183,21 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         hours=175,
     ),
     "control-parameters": Experiment(
-        "Is it the attention, or the parameters? capsnet widened until it has as many as da-capsnet.",
+        "Is it the attention, or the parameters? capsnet widened until it has as many as da-capsnet, and da-capsnet "
+        "whose gates' layers are added instead of multiplied.",
         "not in the paper",
-        (_CAPSNET, Variant("capsnet", as_large_as="da-capsnet"), _DA),
+        (_CAPSNET, Variant("capsnet", as_large_as="da-capsnet"), _ADDITIVE, _DA),
         _CONTROLLED,
         any_data=True,
-        hours=246,
+        hours=254,
     ),
     "control-gates": Experiment(
-        "Is the tanh gate with a residual better than squeeze and excitation's sigmoid?",
+        "Is the tanh gate with a residual better than squeeze and excitation's sigmoid, or than its layers added?",
         'not in the paper, which says that tanh is used where "mostly softmax or sigmoid" is',
-        (_DA, _with("da-capsnet", gate="sigmoid")),
+        (_DA, _with("da-capsnet", gate="sigmoid"), _ADDITIVE),
         _CONTROLLED,
         any_data=True,
-        hours=15,
+        hours=23,
     ),
     "control-caps-attention": Experiment(
         "Which reading of Caps-Attention? A gate for each number, for each vote, or the same layers for all votes.",

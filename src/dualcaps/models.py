@@ -37,7 +37,8 @@ class ModelConfig:
         num_classes: how many classes, and so parent capsules.
         conv_attention: gate the channels of the convolutions (Eqs. 8-12).
         caps_attention: gate the votes (Eqs. 13-16); see `dualcaps.nn.CapsAttention`.
-        gate: the paper's tanh with a residual, or squeeze and excitation's sigmoid, in both.
+        gate: the paper's tanh with a residual, squeeze and excitation's sigmoid, or "additive", which
+            adds where the others multiply, in both.
         width: channels of the first two convolutions; the others have two and four times as many.
         extra_conv: add the convolution 256 3x3 that the paper's Table 3 lists and its text lacks.
         iterations: routing iterations, at least 1.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dualcaps.routing import squash as squash
 
 CapsAttentionKind = Literal["element", "capsule", "shared"]
-Gate = Literal["tanh", "sigmoid"]
+Gate = Literal["tanh", "sigmoid", "additive"]
 
 
 def glorot_conv(inputs: int, outputs: int, kernel: int, *, stride: int = 1, padding: int | str = 0) -> nn.Conv2d:
@@ -89,7 +89,8 @@ class ConvAttention(nn.Module):
     `g = mean over the plane`, `a = tanh(W2 relu(W1 g + b1) + b2)`, output `u + u * a`. Both
     layers are as wide as the channels. The paper's text adds a where Eq. 11 adds u: Eq. 11.
     With the gate "sigmoid" it is squeeze and excitation (Hu et al. 2018) without its narrow
-    middle: `a = sigmoid(…)`, output `u * a`.
+    middle: `a = sigmoid(…)`, output `u * a`. With "additive" the output is `u + a`: the same
+    layers as a plain residual branch, to compare attention with.
     """
 
     def __init__(self, channels: int, gate: Gate = "tanh") -> None:
@@ -99,15 +100,20 @@ class ConvAttention(nn.Module):
         self.expand = glorot_linear(channels, channels)
 
     def gate(self, features: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels"]:
-        """The gates a: a channel is multiplied by 1 + a, in (0, 2), or with "sigmoid" by a, in (0, 1)."""
+        """The gates a: a channel is multiplied by 1 + a, in (0, 2), or with "sigmoid" by a, in (0, 1).
+
+        With "additive" they are in (-1, 1) and added.
+        """
         return _open(self.kind_of_gate, self.expand(torch.relu(self.reduce(features.mean(dim=(2, 3))))))
 
     def forward(
         self, features: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch channels height width"]:
         """Multiply each channel by what its gate says."""
-        gates = self.gate(features)
-        return features * (gates if self.kind_of_gate == "sigmoid" else 1 + gates)[:, :, None, None]
+        gates = self.gate(features)[:, :, None, None]
+        if self.kind_of_gate == "additive":
+            return features + gates
+        return features * (gates if self.kind_of_gate == "sigmoid" else 1 + gates)
 
 
 class CapsAttention(nn.Module):
@@ -120,7 +126,8 @@ class CapsAttention(nn.Module):
     - "shared": the same D -> D -> D for every vote, whatever their number.
 
     Each is two layers, ReLU then tanh. With the gate "sigmoid" the second ends in a sigmoid and
-    the output is `u * a`, as in squeeze and excitation.
+    the output is `u * a`, as in squeeze and excitation; with "additive" it is `u + a`, which is no
+    attention but has the same layers.
     """
 
     def __init__(self, kind: CapsAttentionKind, parents: int, children: int, dim: int, gate: Gate = "tanh") -> None:
@@ -139,7 +146,7 @@ class CapsAttention(nn.Module):
     def gate(
         self, votes: Float[Tensor, "batch parents children dim"]
     ) -> Float[Tensor, "batch parents children gate_dim"]:
-        """The gates a, in (-1, 1) or with "sigmoid" (0, 1), the last axis of size D, or 1 for "capsule"."""
+        """The gates a, in (-1, 1) or with "sigmoid" (0, 1); the last axis has size D, or 1 for "capsule"."""
         batch, parents, children, dim = votes.shape
         inputs = votes if self.kind == "shared" else votes.reshape(batch, -1)
         gates = _open(self.kind_of_gate, self.expand(torch.relu(self.reduce(inputs))))
@@ -151,6 +158,8 @@ class CapsAttention(nn.Module):
         """Multiply the votes by what their gates say."""
         votes = votes.contiguous()  # once, instead of in each step of routing
         gates = self.gate(votes)
+        if self.kind_of_gate == "additive":
+            return votes + gates
         return votes * gates if self.kind_of_gate == "sigmoid" else torch.addcmul(votes, votes, gates)
 
 

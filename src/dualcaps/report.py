@@ -211,6 +211,7 @@ def _attention(records: Records, table: Cells) -> str:
         baseline = table.get((data, "capsnet", protocol))
         widened = _widened(table, data, protocol)
         da = table.get((data, "da-capsnet", protocol))
+        added = table.get((data, "da-capsnet, gate additive", protocol))
         small = table.get((data, "da-capsnet, caps_attention shared", protocol))
         if not baseline:
             continue
@@ -218,18 +219,20 @@ def _attention(records: Records, table: Cells) -> str:
             _gain(table.get((data, network, protocol)), baseline)
             for network in ("capsnet-conv-att", "capsnet-caps-att", "da-capsnet")
         ]
-        even = (_gain(da, widened), _gain(small, baseline))
+        even = (_gain(da, widened), _gain(da, added), _gain(small, baseline))
         rows.append([_named(data, records), protocol, str(baseline.epochs), *gains, *even])
     head = [
         *("data", "protocol", "epochs", "Conv-Attention", "Caps-Attention", "both"),
-        *("both, over widened capsnet", "both, gates shared"),
+        *("both, over widened capsnet", "both, over added", "both, gates shared"),
     ]
     text = (
         "## Does dual attention help?\n\nGains over `capsnet`, in points. Caps-Attention brings millions of parameters "
-        "with it, so the last two columns make them even, which the paper did not: `da-capsnet` against `capsnet` "
-        "widened until it has as many, and `da-capsnet` whose votes share the layers of their gates, which has hardly "
-        "more than `capsnet`, against `capsnet`. An interval of three seeds or more that does not hold zero is in "
-        "bold; “all alike” means that each seed gives the same difference, as happens where test images are few."
+        "with it, so the last three columns make them even, which the paper did not: `da-capsnet` against `capsnet` "
+        "widened until it has as many; `da-capsnet` against the same layers without attention, what they answer being "
+        "added to the votes and channels instead of multiplied with them; and `da-capsnet` whose votes share the "
+        "layers of their gates, which has hardly more than `capsnet`, against `capsnet`. An interval of three seeds or "
+        "more that does not hold zero is in bold; “all alike” means that each seed gives the same difference, as "
+        "happens where test images are few."
     )
     return f"{text}\n\n{_markdown(head, rows)}"
 
@@ -494,8 +497,9 @@ def _controls(records: Records, table: Cells) -> str:
     head = ["data", "protocol", "network", "parameters", "accuracy", "instead of", "difference"]
     text = (
         "## Controls\n\nWhat the paper did not try. With `iterations 1` all couplings are equal: routing does nothing. "
-        "`gate sigmoid` is squeeze and excitation in place of the tanh gates with a residual; `width` widens `capsnet` "
-        "to the parameters of `da-capsnet`; `update replace` is the Keras example's routing."
+        "`gate sigmoid` is squeeze and excitation in place of the tanh gates with a residual; `gate additive` adds "
+        "what the gates' layers answer, which is no attention; `width` widens `capsnet` to the parameters of "
+        "`da-capsnet` and lowers its learning rate in proportion; `update replace` is the Keras example's routing."
     )
     return f"{text}\n\n{_markdown(head, rows) if rows else f'Controls: {_NOT_RUN}.'}"
 

@@ -21,7 +21,7 @@ from dualcaps.data.pipeline import Augmentation, training_batches
 from dualcaps.errors import ConfigError, RunError
 from dualcaps.explain import reconstruction_error, reconstruction_figure
 from dualcaps.inference import Precision, choose_device, choose_precision, evaluate
-from dualcaps.models import Network, count_parameters
+from dualcaps.models import MODELS, Network, count_parameters
 from dualcaps.plots import learning_curves, png
 from dualcaps.step import Compile, TrainingStep
 
@@ -33,7 +33,8 @@ class TrainConfig:
     Attributes:
         epochs: Passes over the training images.
         batch_size: Images a step; by default the data set's, 16 for coil-20 and 128 for others.
-        lr: Adam's learning rate.
+        lr: Adam's learning rate. A network made wider than the paper's gets less, in proportion to its
+            width: at the full rate the widest stay at chance.
         beta1: Adam's decay of the mean gradient.
         beta2: Adam's decay of the mean squared gradient.
         epsilon: Adam's epsilon.
@@ -161,7 +162,7 @@ def fit(
         model.place(device)
         optimiser = torch.optim.Adam(
             model.parameters(),
-            config.lr,
+            config.lr * min(1.0, MODELS[model.config.name].width / model.config.width),
             (config.beta1, config.beta2),
             config.epsilon,
             fused=device.type in ("cpu", "cuda"),

@@ -153,26 +153,26 @@ def _nothing_printed_was_run(findings: Sequence[Finding]) -> bool:
 
 
 def _opening(records: Records, findings: Sequence[Finding]) -> str:
+    finished = f"{len(records.runs):,} finished runs"
+    units = (
+        "Accuracies are of the test set, in %, mean ± standard deviation over n seeds; differences are in percentage "
+        "points with their 95 % interval."
+    )
+    if _nothing_printed_was_run(findings):
+        return (
+            f"# Networks compared\n\n**{finished}**, none of them on a data set of which the paper of `da-capsnet` "
+            f"prints a number: its tables below are marked “not run”. {units}"
+        )
     counts = Counter(finding.verdict for finding in findings)
     verdicts = ", ".join(
         f"{counts[verdict]} {verdict}" for verdict in ("reproduced", "not reproduced", "inconclusive", _NOT_RUN)
     )
-    if _nothing_printed_was_run(findings):
-        lines = [
-            "# Networks compared",
-            f"**{len(records.runs):,} finished runs**, none of them on a data set of which the paper of `da-capsnet` "
-            "prints a number: its tables below are marked “not run”. Accuracies are of the test set, in %, mean ± "
-            "standard deviation over n seeds; differences are in percentage points with their 95 % interval.",
-        ]
-        return "\n\n".join(lines)
     lines = [
         "# DA-CapsNet, run again",
         'The numbers that Huang & Zhou, "DA-CapsNet: dual attention mechanism capsule network" (Scientific Reports '
         "10, 11383, 2020) print of their results, with ours beside them. The authors published no code; where the text "
         "is silent, the numbered decisions at the end say what was done.",
-        f"**{len(records.runs):,} finished runs; of {len(findings)} printed numbers: {verdicts}.** "
-        "Accuracies are of the test set, in %, mean ± standard deviation over n seeds; differences are in percentage "
-        "points with their 95 % interval.",
+        f"**{finished}; of {len(findings)} printed numbers: {verdicts}.** {units}",
     ]
     return "\n\n".join(lines)
 

@@ -19,6 +19,8 @@ def record(
     lr: float = 1e-3,
     parameters: int = 1000,
     error: float | None = 0.01,
+    width: int = 64,
+    place: str | None = None,
 ) -> Record:
     """A run with these accuracies (in %) after its epochs, the last one repeated up to `epochs`."""
     accuracies = [*accuracies, *[accuracies[-1]] * ((epochs or 0) - len(accuracies))]
@@ -26,12 +28,12 @@ def record(
     best = max(history, key=lambda epoch: (epoch.accuracy, epoch.epoch))
     training = {"epochs": len(history), "protocol": protocol, "seed": seed, "lr": lr}
     settings = {
-        "model": {"name": network.partition(",")[0], "num_classes": 10},
+        "model": {"name": network.partition(",")[0], "num_classes": 10, "width": width},
         "training": training,
-        "data": {"source": data, "split_seed": seed},
+        "data": {"source": data, "split_seed": seed} | ({"place": place} if place else {}),
     }
     return Record(
-        run=hashlib.sha256(f"{network} {data} {protocol} {len(history)} {lr} {seed}".encode()).hexdigest()[:12],
+        run=hashlib.sha256(f"{network} {data} {protocol} {len(history)} {lr} {seed} {place}".encode()).hexdigest()[:12],
         data=data,
         network=network,
         protocol=protocol,

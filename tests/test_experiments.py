@@ -224,7 +224,7 @@ def test_folders_of_one_name_are_told_apart_and_stay_inside(shapes_folder: Path,
     first, second = (
         plan_runs(["control-gates"], data_sets=[str(tmp_path / place / "pets.v1")], **options)[0] for place in "xy"
     )
-    assert {run.where for run in [*first, *second]} == {"pets"}
+    assert {run.where for run in [*first, *second]} == {"pets.v1"}
     assert not {run.folder for run in first} & {run.folder for run in second}
     monkeypatch.chdir(tmp_path / "x" / "pets.v1" / "down")
     (relative, *_), _ = plan_runs(["control-gates"], data_sets=[".."], **options)
@@ -232,6 +232,19 @@ def test_folders_of_one_name_are_told_apart_and_stay_inside(shapes_folder: Path,
     assert ".." not in relative.folder.parts
     (other, *_), _ = plan_runs(["control-gates"], data_sets=[".."], **{**options, "training": TrainConfig(2, lr=0.1)})
     assert "lr-0.1" in str(other.folder)
+
+
+def test_own_images_that_changed_are_trained_on_anew(shapes_folder: Path, tmp_path: Path):
+    images = tmp_path / "images"
+    shutil.copytree(shapes_folder, images)
+    run, *_ = plan(images, seeds=1, protocols=["clean"])
+    perform(run, tmp_path / "out")
+    assert is_done(run, tmp_path / "out")
+    picture = next(images.rglob("*.png"))
+    shutil.copy(picture, picture.with_name("one-more.png"))
+    again, *_ = plan(images, seeds=1, protocols=["clean"])
+    assert not is_done(again, tmp_path / "out")
+    assert is_done(run, tmp_path / "out")
 
 
 def test_a_network_that_cannot_be_built_for_the_images_is_left_out(tmp_path: Path):

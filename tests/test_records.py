@@ -8,7 +8,7 @@ import torch
 from records import record
 
 from dualcaps import RunError, TrainConfig, create_model, fit, load_data
-from dualcaps.records import Copy, Records, read_records, write_records
+from dualcaps.records import Copy, Records, data_name, read_records, write_records
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def test_damaged_records_are_refused_with_the_file_named(tmp_path: Path):
     for name, old, new, said in (
         ("runs.csv", "protocol,", "", "no column protocol"),
         ("runs.csv", ",2,", ",two,", r"runs\.csv: damaged"),
-        ("epochs.csv", "0.9", "high", "damaged"),
+        ("epochs.csv", "0.9", "high", r"epochs\.csv: damaged"),
         ("epochs.csv", "0.9", "nan", "a number that is none"),
         ("epochs.csv", "1,0.1", "2,0.1", "1 of 1 epochs"),
         ("runs.csv", ",paper,", ",papyrus,", "unknown protocol"),
@@ -116,6 +116,28 @@ def test_damaged_records_are_refused_with_the_file_named(tmp_path: Path):
     (tmp_path / "runs.csv").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(RunError, match=r"runs\.csv"):
         read_records([tmp_path])
+
+
+def test_own_images_are_taken_for_no_data_set_and_not_for_others_of_their_name(tmp_path: Path):
+    assert data_name(str(tmp_path / "mnist"), None) == "mnist (own)"
+    assert data_name(str(tmp_path / "pets.v1"), None) == "pets.v1"
+    assert data_name(str(tmp_path / "pets.npz"), None) == "pets"
+    pets = [record(data="pets", place=place) for place in ("11111111", "22222222")]
+    for folder in ("records", "again"):
+        (tmp_path / folder).mkdir()
+    write_records(Records((*pets, record(data="birds", place="33333333")), (), {}, {}), tmp_path / "records")
+    again = read_records([tmp_path / "records"])
+    assert [run.data for run in again.runs] == ["birds", "pets [11111111]", "pets [22222222]"]
+    write_records(again, tmp_path / "again")
+    assert read_records([tmp_path / "again"]).runs == again.runs
+
+
+def test_why_a_run_failed_is_told_before_that_it_is_not_finished(trained: Path):
+    (trained / "seed-1" / "result.json").unlink()
+    name = "da-capsnet, gate sigmoid on shapes, clean, 2 epochs, seed 1"
+    with (trained / "failures.jsonl").open("a") as file:
+        file.write(json.dumps({"run": name, "reason": "No space left on device"}) + "\n")
+    assert dict(read_records([trained]).failures)[name] == "No space left on device"
 
 
 @pytest.mark.parametrize(

@@ -269,7 +269,7 @@ def test_own_images_come_first_where_nothing_of_the_paper_was_run(tmp_path: Path
 
 
 def test_a_damaged_picture_is_named(reported: Path, tmp_path: Path):
-    broken = next((reported / "strips").rglob("input.png"))
-    broken.write_bytes(b"no picture")
+    for picture in (reported / "strips").rglob("input.png"):
+        picture.write_bytes(b"no picture")
     with pytest.raises(RunError, match=r"input\.png: cannot be read"):
         write_report([reported], tmp_path / "again")

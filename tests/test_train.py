@@ -67,7 +67,7 @@ def test_the_run_folder_holds_what_is_promised(data: ImageData, tmp_path: Path):
         "result.json",
     ]  # fmt: skip
     config = runs.read_config(result.run)
-    assert config["training"] == dataclasses.asdict(TINY)
+    assert config["training"] == dataclasses.asdict(dataclasses.replace(TINY, lr=1e-3))
     assert config["classes"] == ["across", "down", "slanted"]
     assert [line["epoch"] for line in runs.read_metrics(result.run)] == [1, 2, 3]
     provenance = runs.read_provenance(result.run)
@@ -276,10 +276,13 @@ def test_a_network_wider_than_the_paper_s_learns_at_a_lower_rate(
     data: ImageData, tmp_path: Path, width: int, share: float
 ):
     before = {name: value.clone() for name, value in fresh(data, width=width).state_dict().items()}
-    config = dataclasses.replace(TINY, epochs=1, batch_size=len(data.train), lr=2e-3, epsilon=1e-30)
-    train(data, tmp_path / "run", config, width=width)
-    moved = [(value - before[name]).abs().max() for name, value in weights(tmp_path / "run").items()]
-    torch.testing.assert_close(max(moved), torch.tensor(2e-3 * share), rtol=1e-3, atol=0)  # Adam's first step
+    config = dataclasses.replace(TINY, epochs=1, batch_size=len(data.train), epsilon=1e-30)
+    for name, lr, rate in (("default", None, 1e-3 * share), ("asked", 5e-3, 5e-3)):
+        train(data, tmp_path / name, dataclasses.replace(config, lr=lr), width=width)
+        moved = [(value - before[key]).abs().max() for key, value in weights(tmp_path / name).items()]
+        torch.testing.assert_close(max(moved), torch.tensor(rate), rtol=1e-3, atol=0)  # Adam's first step
+        asked = json.loads((tmp_path / name / "config.json").read_text())["training"]
+        assert asked["lr"] == pytest.approx(rate)
 
 
 def test_a_loss_that_explodes_stops_with_advice(data: ImageData, tmp_path: Path):

@@ -189,7 +189,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         (_CAPSNET, Variant("capsnet", as_large_as="da-capsnet"), _ADDITIVE, _DA),
         _CONTROLLED,
         any_data=True,
-        hours=254,
+        hours=110,
     ),
     "control-gates": Experiment(
         "Is the tanh gate with a residual better than squeeze and excitation's sigmoid, or than its layers added?",
@@ -236,6 +236,7 @@ class PlannedRun:
         split: the data set's split, "" for its own; the run's seed is the split's too.
         network: what is trained.
         training: how, seed and protocol included.
+        images: what tells own images from those that lay in their place before; "" for data sets.
         operations: what it costs, in multiplications and additions.
     """
 
@@ -243,6 +244,7 @@ class PlannedRun:
     split: Split | Literal[""]
     network: ModelConfig
     training: TrainConfig
+    images: str
     operations: float = field(compare=False)
 
     @property
@@ -265,8 +267,8 @@ class PlannedRun:
             if value != setting.default and setting.name not in ("protocol", "epochs", "seed", "device", "compile"):
                 how += [setting.name, str(value)]
         place = self.where
-        if self.data not in DATA_SETS:  # folders of one name in several places
-            place += " " + hashlib.sha256(self.data.encode()).hexdigest()[:8]
+        if self.data not in DATA_SETS:  # folders of one name in several places, or whose images changed
+            place += " " + hashlib.sha256((self.data + self.images).encode()).hexdigest()[:8]
         parts = (place, describe(self.network), " ".join(how), f"seed {self.training.seed}")
         return Path(*(re.sub(r"[^\w.]+", "-", part).strip("-") for part in parts))
 
@@ -340,6 +342,7 @@ def plan_runs(
         except DataError as error:
             missing.append(Failure(data_name(source, split), str(error)))
             continue
+        fingerprint = "" if source in DATA_SETS else data.provenance["sha256"]
         images = len(data.train) + len(data.validation) + (len(data.validation) + len(data.test)) / 3
         for number, (variant, tier) in enumerate(variants.items()):
             try:
@@ -351,7 +354,7 @@ def plan_runs(
             for seed in range(seeds):
                 for protocol in protocols:
                     how = dataclasses.replace(training, seed=seed, protocol=protocol)
-                    run = PlannedRun(source, split, network, how, operations)
+                    run = PlannedRun(source, split, network, how, fingerprint, operations)
                     # Two variants may be one network: three iterations are the default.
                     place = (seed, tier, images, source, split, protocols.index(protocol), number)
                     planned[run] = min(place, planned.get(run, place))

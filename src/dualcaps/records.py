@@ -15,7 +15,7 @@ import json
 import math
 import os
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from dualcaps import runs
 from dualcaps.data import DATA_SETS
 from dualcaps.errors import RunError
-from dualcaps.models import ModelConfig, describe
+from dualcaps.models import MODELS, ModelConfig, describe
 
 RUNS, EPOCHS, FAILED, COPIES = "runs.csv", "epochs.csv", "failures.csv", "copies.csv"
 
@@ -103,9 +103,16 @@ class Record:
 
     @functools.cached_property
     def condition(self) -> str:
-        """What runs must share to be averaged or compared: all of training and data but seeds and protocol."""
+        """What runs must share to be averaged or compared: all of training and data but seeds and protocol.
+
+        The learning rate counts as that of a network as wide as the paper's.
+        """
         training = _without(self.asked["training"], "seed", "protocol")
-        return json.dumps([training, _without(self.asked["data"], "split_seed"), self.precision, self.official])
+        model = self.asked["model"]
+        training["lr"] = round(training["lr"] * max(1.0, model["width"] / MODELS[model["name"]].width), 9)
+        images = self.training_images + self.validation_images + self.test_images
+        data = _without(self.asked["data"], "split_seed")
+        return json.dumps([training, data, images, self.precision, self.official])
 
 
 class Copy(NamedTuple):
@@ -153,9 +160,7 @@ def read_records(sources: Sequence[str | Path]) -> Records:
     for source in map(Path, sources):
         if not source.is_dir():
             raise RunError(f"{source}: no such folder: name run folders, or a folder of them")
-        if (source / COPIES).is_file():
-            for line in _read_csv(source / COPIES, ("data", "copy", "same_pixels")):
-                copies[line["data"]] = Copy(line["copy"], line["same_pixels"] == "yes")
+        copies |= read_copies(source)
         if (source / RUNS).is_file():
             for record in _read_table(source):
                 found[record.run] = record
@@ -171,7 +176,7 @@ def read_records(sources: Sequence[str | Path]) -> Records:
                 continue
             if not runs.is_finished(folder):
                 if name := _asked_for(folder):
-                    failures[name] = "not finished"
+                    failures.setdefault(name, "not finished")
                 continue
             try:
                 record = read_run(folder)
@@ -181,10 +186,31 @@ def read_records(sources: Sequence[str | Path]) -> Records:
             found[record.run] = record
             if (folder / runs.STRIPS).is_dir():
                 strips[record.run] = folder / runs.STRIPS
-    ordered = sorted(found.values(), key=lambda r: (r.data, r.network, r.protocol, r.epochs, r.seed, r.run))
-    done = {name for record in ordered for name in (name_of(record), record.data)}
+    ordered = sorted(
+        _told_apart(found.values()), key=lambda r: (r.data, r.network, r.protocol, r.epochs, r.seed, r.run)
+    )
+    done = {name for record in found.values() for name in (name_of(record), record.data)}
     still = tuple(sorted((run, reason) for run, reason in failures.items() if run not in done))
     return Records(tuple(ordered), still, copies, strips)
+
+
+def _told_apart(found: Collection[Record]) -> Iterable[Record]:
+    """The records; own images of one name in several places with the places' numbers behind it."""
+    places: dict[str, set[str]] = {}
+    for record in found:
+        places.setdefault(record.data, set()).add(record.asked["data"].get("place", ""))
+    for record in found:
+        place = record.asked["data"].get("place")
+        several = place and len(places[record.data]) > 1
+        yield dataclasses.replace(record, data=f"{record.data} [{place}]") if several else record
+
+
+def read_copies(folder: Path) -> dict[str, Copy]:
+    """What `copies.csv` in a folder says; nothing where there is none. Raises RunError where it is damaged."""
+    if not (folder / COPIES).is_file():
+        return {}
+    lines = _read_csv(folder / COPIES, ("data", "copy", "same_pixels"))
+    return {line["data"]: Copy(line["copy"], line["same_pixels"] == "yes") for line in lines}
 
 
 def write_records(records: Records, out: Path) -> None:
@@ -210,7 +236,11 @@ def run_name(network: str, data: str, protocol: str, epochs: int, seed: int) -> 
 
 def data_name(source: str, split: str | None) -> str:
     """What a data set is called: its name or the folder's, and its split where it is not the set's own."""
-    name = source if source in DATA_SETS else Path(source).resolve().stem
+    name = source
+    if source not in DATA_SETS:
+        path = Path(source).resolve()
+        name = path.name.removesuffix(path.suffix if path.suffix in (".npz", ".parquet") else "")
+        name += " (own)" if name in DATA_SETS else ""
     return f"{name} ({split})" if split else name
 
 
@@ -329,10 +359,12 @@ def _read_table(folder: Path) -> list[Record]:
     columns = [field.name for field in dataclasses.fields(Record) if field.name != "history"]
     history: dict[str, list[Epoch]] = {}
     types = {field.name: field.type for field in dataclasses.fields(Record)}
+    file = folder / EPOCHS
     try:
-        for line in _read_csv(folder / EPOCHS, ("run", *Epoch._fields)):
+        for line in _read_csv(file, ("run", *Epoch._fields)):
             numbers = [float(line[name]) for name in Epoch._fields[1:]]
             history.setdefault(line["run"], []).append(Epoch(int(line["epoch"]), *numbers))
+        file = folder / RUNS
         records = [
             Record(
                 **{name: _value(types[name], line[name]) for name in columns},
@@ -344,7 +376,7 @@ def _read_table(folder: Path) -> list[Record]:
             _check(record)
         return records
     except (ValueError, TypeError, KeyError) as error:
-        raise RunError(f"{folder / RUNS}: damaged ({error}): make it again from the run folders") from error
+        raise RunError(f"{file}: damaged ({error}): make it again from the run folders") from error
 
 
 def _read_failures(file: Path, source: Path) -> dict[str, str]:

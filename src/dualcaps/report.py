@@ -4,6 +4,7 @@
 """
 
 import base64
+import dataclasses
 import html
 import math
 import re
@@ -37,7 +38,7 @@ from dualcaps.compare import (
 from dualcaps.errors import RunError
 from dualcaps.paper import Printed
 from dualcaps.plots import accuracy_bands, png, strip_rows, svg
-from dualcaps.records import COPIES, RUNS, Record, Records, name_of, read_records, write_csv, write_records
+from dualcaps.records import COPIES, RUNS, Record, Records, name_of, read_copies, read_records, write_csv, write_records
 
 FINDINGS = "findings.csv"
 
@@ -88,7 +89,8 @@ def write_report(sources: Sequence[str | Path], out: str | Path) -> Written:
     `failures.csv`, `copies.csv`, `strips/`), from which the same report can be made again.
 
     Args:
-        sources: run folders, folders of them, or folders of records.
+        sources: run folders, folders of them, or folders of records. What `out/copies.csv` says of the
+            data sets' files counts too.
         out: where to write: a new or empty folder, or one of a former report or of records, which is
             replaced.
 
@@ -108,6 +110,7 @@ def write_report(sources: Sequence[str | Path], out: str | Path) -> Written:
         raise RunError(f"{out}: is a file: choose a folder with --out")
     if out.is_dir() and any(out.iterdir()) and not any((out / name).is_file() for name in (FINDINGS, RUNS, COPIES)):
         raise RunError(f"{out}: holds something else than a report: choose a new folder with --out")
+    records = dataclasses.replace(records, copies=read_copies(out) | {**records.copies})
     table = cells(records)
     findings = [judge(printed, table, records.copies) for printed in paper.PRINTED]
     text, pictures = _compose(records, table, findings)
@@ -200,8 +203,11 @@ def _accuracies(records: Records, table: Cells) -> str:
 
 
 def _at_chance(record: Record) -> bool:
-    """Whether a run's best epoch is right hardly more often than one in as many images as there are classes."""
-    return max(epoch.accuracy for epoch in record.history) < 1.1 / record.asked["model"]["num_classes"]
+    """Whether a run's best epoch is right hardly more often than one in as many images as there are classes.
+
+    One that always answers the commonest of classes that are very uneven is not told from one that learned.
+    """
+    return max(epoch.accuracy for epoch in record.history) < 1.2 / record.asked["model"]["num_classes"]
 
 
 def _attention(records: Records, table: Cells) -> str:
@@ -234,7 +240,7 @@ def _attention(records: Records, table: Cells) -> str:
         "more that does not hold zero is in bold; “all alike” means that each seed gives the same difference, as "
         "happens where test images are few."
     )
-    return f"{text}\n\n{_markdown(head, rows)}"
+    return f"{text}\n\n{_markdown(head, rows) if rows else f'Gains: {_NOT_RUN}.'}"
 
 
 def _gain(ours: Cell | None, baseline: Cell | None) -> str:
@@ -364,7 +370,8 @@ def _curves(records: Records, table: Cells, pictures: list[_Picture]) -> str:
         if not curves:
             continue
         part = "test set" if protocol == "paper" else "held-out training images"
-        n = max(len(values) for values in curves.values())
+        counts = {len(values) for values in curves.values()}
+        n = f"{counts.pop()}" if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
         number = f"{_FIGURES[data]}: " if data in _FIGURES and protocol == "paper" else ""
         caption = f"{number}{_named(data, records)}, accuracy on the {part}, protocol {protocol}, n = {n}"
         name = f"curves-{_file_name(data)}-{protocol}.svg"
@@ -395,7 +402,7 @@ def _reconstructions(records: Records, table: Cells, pictures: list[_Picture]) -
         text.append(_image(pictures[-1]))
     others = [data for data in _in_order({data for data, _, _ in table}, _DATA) if data != "coil-20"]
     for data, figure in (("coil-20", "Fig. 14"), *((data, "") for data in others)):
-        drawn = {n: r for n in ("capsnet", "da-capsnet") if (r := _drawn(records, table, data, n))}
+        drawn = _drawn_alike(records, table, data)
         if not drawn:
             if figure:
                 text.append(f"{figure} ({data}): {_NOT_RUN}.")
@@ -441,6 +448,13 @@ def _drawn(records: Records, table: Cells, data: str, network: str) -> Record | 
                 if (folder := records.strips.get(record.run)) and (folder / "selected.png").is_file():
                     return record
     return None
+
+
+def _drawn_alike(records: Records, table: Cells, data: str) -> dict[str, Record]:
+    """The runs of `capsnet` and `da-capsnet` whose reconstructions are shown together, which are of the same images."""
+    drawn = {n: r for n in ("capsnet", "da-capsnet") if (r := _drawn(records, table, data, n))}
+    first = next(iter(drawn.values()), None)
+    return {n: r for n, r in drawn.items() if first and (r.protocol, r.seed) == (first.protocol, first.seed)}
 
 
 def _which(record: Record) -> str:
@@ -490,7 +504,7 @@ def _controls(records: Records, table: Cells) -> str:
                     network,
                     f"{cell.records[0].parameters:,}",
                     _mean(cell),
-                    f"{usual} {_mean(baseline)}" if baseline else f"{usual} {_NOT_RUN}",
+                    f"{usual} {_mean(_same_seeds(baseline, cell))}" if baseline else f"{usual} {_NOT_RUN}",
                     _gain(cell, baseline),
                 ]
             )
@@ -502,6 +516,12 @@ def _controls(records: Records, table: Cells) -> str:
         "`da-capsnet` and lowers its learning rate in proportion; `update replace` is the Keras example's routing."
     )
     return f"{text}\n\n{_markdown(head, rows) if rows else f'Controls: {_NOT_RUN}.'}"
+
+
+def _same_seeds(cell: Cell, other: Cell) -> Cell:
+    """The runs that `difference` compares with the other's: those of the same seeds if there are two, or all."""
+    common = tuple(record for record in cell.records if record.seed in {r.seed for r in other.records})
+    return Cell(common) if len(common) > 1 else cell
 
 
 def _protocols(records: Records, table: Cells) -> str:
@@ -624,14 +644,15 @@ def _named(data: str, records: Records) -> str:
 
 def _files(data: str, records: Records) -> str:
     """What a data set's files are; "" where there are none that could be official."""
-    official = next((record.official for record in records.runs if record.data == data), None)
+    official = {record.official for record in records.runs if record.data == data} - {None}
     copy = records.copies.get(data.split(" (")[0])
-    return {None: "", True: _OFFICIAL}.get(official, copy.name if copy else "not the official files")
+    other = copy.name if copy else "not the official files"
+    return " and ".join([_OFFICIAL] * (True in official) + [other] * (False in official))
 
 
 def _plain(text: str) -> str:
     """Text whose characters mean nothing in Markdown."""
-    return re.sub(r"([\\`*_\[\]<>#!|])", r"\\\1", text)
+    return re.sub(r"([\\`*_\[\]<>#!|&])", r"\\\1", text)
 
 
 def _mean(cell: Cell, of: Callable[[Record], float] = accuracy) -> str:

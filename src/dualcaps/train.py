@@ -25,6 +25,8 @@ from dualcaps.models import MODELS, Network, count_parameters
 from dualcaps.plots import learning_curves, png
 from dualcaps.step import Compile, TrainingStep
 
+_RATE = 1e-3  # of Adam, for networks as wide as the paper's
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -33,8 +35,8 @@ class TrainConfig:
     Attributes:
         epochs: Passes over the training images.
         batch_size: Images a step; by default the data set's, 16 for coil-20 and 128 for others.
-        lr: Adam's learning rate. A network made wider than the paper's gets less, in proportion to its
-            width: at the full rate the widest stay at chance.
+        lr: Adam's learning rate; by default 1e-3, and in proportion less for a network made wider than
+            the paper's, as the widest stay at chance with it.
         beta1: Adam's decay of the mean gradient.
         beta2: Adam's decay of the mean squared gradient.
         epsilon: Adam's epsilon.
@@ -52,7 +54,7 @@ class TrainConfig:
 
     epochs: int = 100
     batch_size: int | None = None
-    lr: float = 1e-3
+    lr: float | None = None
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-7
@@ -68,9 +70,9 @@ class TrainConfig:
         for name, value in (("epochs", self.epochs), ("batch_size", self.batch_size)):
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}")
-        for name in ("lr", "epsilon"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ConfigError(f"{name} must be above 0, got {getattr(self, name)}")
+        for name, value in (("lr", self.lr), ("epsilon", self.epsilon)):
+            if value is not None and not 0 < value < float("inf"):
+                raise ConfigError(f"{name} must be above 0, got {value}")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
@@ -134,7 +136,8 @@ def fit(
     """
     config = config or TrainConfig()
     batch_size = config.batch_size or data.batch_size
-    config = dataclasses.replace(config, batch_size=batch_size)
+    lr = _RATE * min(1.0, MODELS[model.config.name].width / model.config.width) if config.lr is None else config.lr
+    config = dataclasses.replace(config, batch_size=batch_size, lr=lr)
     device = choose_device(config.device)
     precision = choose_precision(config.precision, device)
     _check_fits(model, data)
@@ -162,7 +165,7 @@ def fit(
         model.place(device)
         optimiser = torch.optim.Adam(
             model.parameters(),
-            config.lr * min(1.0, MODELS[model.config.name].width / model.config.width),
+            lr,
             (config.beta1, config.beta2),
             config.epsilon,
             fused=device.type in ("cpu", "cuda"),

@@ -175,7 +175,8 @@ DECISIONS: tuple[Decision, ...] = (
     Decision(
         "D12",
         "optimiser and rate are not given",
-        "Adam, 1e-3, β 0.9 and 0.999, ε 1e-7, batch 128, 100 epochs, no decay: the example's",
+        "Adam, 1e-3, β 0.9 and 0.999, ε 1e-7, batch 128 (16 for COIL-20, which the paper names), 100 epochs, no decay: "
+        "the example's",
         "`--lr`, …",
     ),
     Decision(

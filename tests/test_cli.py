@@ -179,7 +179,7 @@ def test_help_is_there(run_cli: Callable, command: tuple[str, ...]):
 
 def test_the_help_of_training_shows_defaults(run_cli: Callable):
     said = run_cli("train", "--help").out
-    for text in ("(default: digits)", "(default: da-capsnet)", "(default: 100)", "(default: 0.001)"):
+    for text in ("(default: digits)", "(default: da-capsnet)", "(default: 100)", "(default: 0.999)"):
         assert text in said
 
 

@@ -51,7 +51,6 @@ from dualcaps.experiments import (
 from dualcaps.explain import contact_sheet
 from dualcaps.inference import choose_precision, evaluate_run, load_model, predict_files
 from dualcaps.models import MODELS, Network, count_parameters, create_model, describe
-from dualcaps.nn import Gate
 from dualcaps.plots import png
 from dualcaps.records import data_name
 from dualcaps.report import write_report
@@ -71,7 +70,7 @@ class Switches:
 
     caps_attention: Annotated[Literal["none", "element", "capsule", "shared"] | None, _NETWORKS_OWN] = None
     """What gates the votes: every number, every vote, or the same layers for each vote."""
-    gate: Annotated[Gate | None, _NETWORKS_OWN] = None
+    gate: Annotated[Literal["tanh", "sigmoid", "additive"] | None, _NETWORKS_OWN] = None
     """How both attention modules gate: u + u tanh(…), u sigmoid(…) as squeeze and excitation, or not at
     all, u + tanh(…), to compare with."""
     width: Annotated[int | None, _NETWORKS_OWN] = None

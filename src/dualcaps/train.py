@@ -36,7 +36,7 @@ class TrainConfig:
         epochs: Passes over the training images.
         batch_size: Images a step; by default the data set's, 16 for coil-20 and 128 for others.
         lr: Adam's learning rate; by default 1e-3, and in proportion less for a network made wider than
-            the paper's, as the widest stay at chance with it.
+            the paper's: one of 397 channels stayed at chance with it.
         beta1: Adam's decay of the mean gradient.
         beta2: Adam's decay of the mean squared gradient.
         epsilon: Adam's epsilon.

@@ -38,5 +38,7 @@ def test_the_replication_page_lists_the_same_decisions_and_contradictions():
     page = (DOCS / "replication.md").read_text()
     for decision in paper.DECISIONS:
         assert f"| {' | '.join(decision)} |".replace("|  |", "| |") in page, decision.number
+    for number, text in paper.DIFFERENCES:
+        assert f"- {number}. {text}" in " ".join(page.split()), number
     for contradiction in paper.CONTRADICTIONS:
         assert contradiction in " ".join(page.split()), contradiction

@@ -171,7 +171,18 @@ def test_what_a_person_keeps_in_a_folder_is_left_alone(reported: Path, tmp_path:
 
 
 def test_names_of_own_data_stay_what_they_are(tmp_path: Path):
-    names = ["猫", "犬", "my data", "my-data", "a](http://evil.example/x.png)", "un]balanced", "**b**", "<i>x", "a|b"]
+    names = [
+        "猫",
+        "犬",
+        "R&amp;D",
+        "my data",
+        "my-data",
+        "a](http://evil.example/x.png)",
+        "un]balanced",
+        "**b**",
+        "<i>x",
+        "a|b",
+    ]
     members = [
         record(network, name, seed=0, accuracies=[50, 60 + number])
         for number, name in enumerate(names)
@@ -211,12 +222,48 @@ def test_all_controls_for_the_parameters_stand_beside_the_gain(tmp_path: Path):
 
 def test_runs_that_never_left_chance_are_named(tmp_path: Path):
     members = [
-        record("cnn", seed=0, accuracies=[10.0, 10.2, 10.0]),
+        record("cnn", seed=0, accuracies=[10.0, 11.9, 10.0]),
         record("cnn", seed=1, accuracies=[10.0, 60.0, 10.0]),
+        record("cnn", seed=2, accuracies=[10.0, 12.1, 10.0]),
     ]
     write_report([write_folder(tmp_path / "records", members)], tmp_path / "out")
     text = (tmp_path / "out" / "RESULTS.md").read_text()
-    assert "chance count like all others: cnn on fashion-mnist, paper, 3 epochs, seed 0 (10.20 %).\n" in text
+    assert "chance count like all others: cnn on fashion-mnist, paper, 3 epochs, seed 0 (11.90 %).\n" in text
+
+
+def test_a_control_stands_beside_the_runs_of_its_own_seeds(tmp_path: Path):
+    members = [record("capsnet", seed=seed, accuracies=[80 + seed]) for seed in range(5)]
+    members += [record("capsnet, iterations 1", seed=seed, accuracies=[85 + seed]) for seed in (1, 2)]
+    write_report([write_folder(tmp_path / "records", members)], tmp_path / "out")
+    text = (tmp_path / "out" / "RESULTS.md").read_text()
+    assert "| 86.50 ± 0.71 (n = 2) | capsnet 81.50 ± 0.71 (n = 2) | +5.00 (all alike, n = 2) |" in text
+
+
+def test_what_copies_csv_says_in_the_report_s_folder_counts_and_files_of_both_kinds_are_named(tmp_path: Path):
+    members = [record(data="svhn", seed=seed, official=seed == 0, epochs=1 + seed) for seed in (0, 1)]
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "copies.csv").write_text("data,copy,same_pixels\nsvhn,copy from a mirror,no\n")
+    write_report([write_folder(tmp_path / "records", members)], out)
+    assert "svhn, official files and copy from a mirror" in (out / "RESULTS.md").read_text()
+    assert "copy from a mirror" in (out / "copies.csv").read_text()
+
+
+def test_reconstructions_side_by_side_are_of_the_same_images(tmp_path: Path):
+    members = [
+        *(record("capsnet", data) for data in ("mnist", "fashion-mnist", "svhn")),
+        *(record("da-capsnet", data, seed=seed) for data, seed in (("mnist", 1), ("fashion-mnist", 1), ("svhn", 0))),
+    ]
+    write_report([write_folder(tmp_path / "records", members)], tmp_path / "out")
+    figures = tmp_path / "out" / "figures"
+    heights = []
+    for data in ("mnist", "fashion-mnist", "svhn"):
+        with Image.open(figures / f"reconstructions-{data}.png") as picture:
+            heights.append(picture.height)
+    assert heights[2] > 1.3 * heights[1] == 1.3 * heights[0]  # three rows, and two: the images and capsnet's
+    kept = {folder.name for folder in (tmp_path / "out" / "strips").iterdir()}
+    # Fig. 9 shows da-capsnet on Fashion-MNIST alone, with whatever seed it has.
+    assert kept == {member.run for member in members if (member.network, member.data) != ("da-capsnet", "mnist")}
 
 
 def test_protocols_are_compared_under_one_condition_only(tmp_path: Path):

@@ -213,3 +213,41 @@ DECISIONS: tuple[Decision, ...] = (
     ),
 )
 """The numbered decisions, as docs/replication.md lists them."""
+
+DIFFERENCES: tuple[tuple[str, str], ...] = (
+    (
+        "D18",
+        "Images are moved by whole pixels, up to 10 % of each side, with the nearest edge repeated; the Keras "
+        "generator interpolates between pixels.",
+    ),
+    (
+        "D19",
+        "torch's Adam adds ε to the corrected root of the second moment, Keras 2.2.4 to the uncorrected one.",
+    ),
+    (
+        "D20",
+        "Any image whose smaller side is below 32 pixels gets the 2×2 kernels of Table 3's second column, any other "
+        "the 3×3 kernels of the first.",
+    ),
+    ("D21", "Among epochs of equal accuracy the last is selected."),
+    (
+        "D22",
+        "Images are stretched to their size with Pillow: by area where they shrink, bilinearly where they grow.",
+    ),
+    (
+        "D23",
+        "`digits`, which is not in the paper, is scikit-learn's 1,797 handwritten digits of 8×8 pixels, enlarged to "
+        "28×28.",
+    ),
+    (
+        "D24",
+        "smallNORB's novel viewpoints (`--split azimuth`, `elevation`) follow Hinton et al. 2018: azimuths of 300° to "
+        "40°, or the three lowest elevations, of the training toys are trained on, the others of the test toys tested.",
+    ),
+    (
+        "D25",
+        "A network wider than the paper's (`--width`, which the paper does not have) is trained at a rate that is "
+        "lower in proportion.",
+    ),
+)
+"""What differs from the paper in smaller things, as docs/replication.md lists it."""

@@ -55,6 +55,7 @@ _THRESHOLDS = {
 }
 _OTHER_THRESHOLDS = (50.0, 80.0, 90.0, 95.0)
 _FIGURES = {"cifar-10": "Fig. 11", "fashion-mnist": "Fig. 12", "svhn": "Fig. 13"}
+_EARLY, _EARLY_FIGURES = "fashion-mnist", (("Fig. 8", "capsnet"), ("Fig. 9", "da-capsnet"))
 _PROTOCOLS = ("paper", "clean")
 _NOT_RUN = "not run"
 _MOST_NAMES = 5
@@ -388,10 +389,10 @@ def _reconstructions(records: Records, table: Cells, pictures: list[_Picture]) -
         _errors(records, table),
         "Test images, one of each class, ten at the most:",
     ]
-    for figure, network in (("Fig. 8", "capsnet"), ("Fig. 9", "da-capsnet")):
-        record = _drawn(records, table, "fashion-mnist", network)
+    for figure, network in _EARLY_FIGURES:
+        record = _drawn(records, table, _EARLY, network)
         if record is None:
-            text.append(f"{figure} (fashion-mnist, {network}): {_NOT_RUN}.")
+            text.append(f"{figure} ({_EARLY}, {network}): {_NOT_RUN}.")
             continue
         folder = records.strips[record.run]
         epochs = sorted((int(f.stem.partition("-")[2]), f) for f in folder.glob("epoch-*.png"))
@@ -473,11 +474,9 @@ def _strips(files: dict[str, Path]) -> dict[str, np.ndarray]:
 
 def _keep_strips(records: Records, table: Cells, out: Path) -> None:
     """Copy the reconstructions that the report shows next to the records, and drop those that one showed before."""
-    shown = {
-        record.run
-        for data, network, _ in table
-        if network in ("capsnet", "da-capsnet") and (record := _drawn(records, table, data, network))
-    }
+    shown = {r.run for data, _, _ in table for r in _drawn_alike(records, table, data).values()}
+    early = [_drawn(records, table, _EARLY, network) for _, network in _EARLY_FIGURES]
+    shown |= {record.run for record in early if record}
     for run in sorted(shown):
         target = out / runs.STRIPS / run
         if records.strips[run].resolve() != target.resolve():
@@ -615,6 +614,8 @@ def _decisions() -> str:
         [
             "## Where the paper is silent: numbered decisions",
             _markdown(["", "the paper", "here", "setting"], rows),
+            "Smaller differences:",
+            "\n".join(f"- {number}. {text}" for number, text in paper.DIFFERENCES),
             "## Contradictions in print",
             "\n".join(f"- {line}" for line in paper.CONTRADICTIONS),
         ]

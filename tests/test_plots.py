@@ -49,6 +49,15 @@ def test_bands_are_mean_and_standard_deviation_over_the_runs():
     assert [text.get_text() for text in legend.get_texts()] == ["capsnet", "cnn"]
 
 
+def test_a_network_has_the_same_colour_whatever_it_is_drawn_with():
+    runs = np.array([[80.0, 90.0]])
+    (axes,) = accuracy_bands({"capsnet": runs, "da-capsnet": runs, "cnn": runs}).axes
+    (fewer,) = accuracy_bands({"of my own": runs, "da-capsnet": runs}).axes
+    colours = [line.get_color() for line in axes.lines]
+    assert len(set(colours)) == 3
+    assert fewer.lines[1].get_color() == colours[1] != fewer.lines[0].get_color()
+
+
 def test_an_svg_is_the_same_each_time():
     runs = np.array([[80.0, 90.0], [82.0, 94.0]])
     first, second = (svg(accuracy_bands({"a": runs})) for _ in range(2))

@@ -12,7 +12,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _BLUE, _ORANGE = "#2266aa", "#dd7722"
-_COLOURS = (_BLUE, "#33a06f", "#9355b5", _ORANGE, "#777777", "#b03a48")
+_COLOURS = {
+    "capsnet": _BLUE,
+    "capsnet-conv-att": "#33a06f",
+    "capsnet-caps-att": "#9355b5",
+    "da-capsnet": _ORANGE,
+    "cnn": "#777777",
+    "sabour-capsnet": "#b03a48",
+}
+"""The same network has the same colour in all pictures."""
 
 
 def png(figure: "Figure") -> bytes:
@@ -41,7 +49,9 @@ def accuracy_bands(curves: Mapping[str, np.ndarray]) -> "Figure":
     figure = _figure(6.4, 4)
     axes = figure.subplots()
     lowest = []
-    for colour, (name, values) in zip(itertools.cycle(_COLOURS), curves.items(), strict=False):
+    others = itertools.cycle(colour for name, colour in _COLOURS.items() if name not in curves)
+    for name, values in curves.items():
+        colour = _COLOURS[name] if name in _COLOURS else next(others, "black")
         epochs, mean = np.arange(1, values.shape[1] + 1), values.mean(axis=0)
         axes.plot(epochs, mean, color=colour, label=name, linewidth=1.6, marker="." if len(epochs) < 20 else None)
         if len(values) > 1:

@@ -15,6 +15,7 @@ test: .venv/.installed-dev  ## lint, types, tests
 
 results: .venv/.installed  ## the paper's tables and figures again, from the committed records
 	$(BIN)/dualcaps report results/paper --out results/paper
+	$(BIN)/dualcaps report results/digits-200 --out results/digits-200
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

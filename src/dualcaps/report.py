@@ -665,11 +665,12 @@ def _mean(cell: Cell, of: Callable[[Record], float] = accuracy) -> str:
 def _points(interval: Interval, *, count: bool = True) -> str:
     """A difference in points with its interval, bold where that does not hold zero."""
     n = f", n = {interval.n}" if count else ""
+    mean = f"{round(interval.mean, 2) + 0.0:+.2f}".replace("-", "−")  # no difference is not below zero
     if math.isinf(interval.low):
-        return f"{interval.mean:+.2f} (n = {interval.n})".replace("-", "−")
+        return f"{mean} (n = {interval.n})"
     alike = math.isclose(interval.low, interval.high, abs_tol=1e-9)
-    bounds = "all alike" if alike else f"{interval.low:+.2f} to {interval.high:+.2f}"
-    text = f"{interval.mean:+.2f} ({bounds}{n})".replace("-", "−")
+    bounds = "all alike" if alike else f"{interval.low:+.2f} to {interval.high:+.2f}".replace("-", "−")
+    text = f"{mean} ({bounds}{n})"
     sure = interval.n > 2 and (interval.low > 0 or interval.high < 0)
     return f"**{text}**" if count and sure else text
 

@@ -233,15 +233,18 @@ def test_runs_that_never_left_chance_are_named(tmp_path: Path):
 
 def test_a_difference_of_nothing_is_not_below_zero(tmp_path: Path):
     members = [record("capsnet", seed=seed, accuracies=[80.004]) for seed in range(3)]
-    members += [record("da-capsnet", seed=seed, accuracies=[80.0 + seed * 1e-3]) for seed in range(3)]
+    members += [record("da-capsnet", seed=seed, accuracies=[80.0 + seed * 2e-3]) for seed in range(3)]
     write_report([write_folder(tmp_path / "records", members)], tmp_path / "out")
     text = (tmp_path / "out" / "RESULTS.md").read_text()
-    assert "+0.00 (−0.01 to −0.00, n = 3)" in text  # a bound's sign tells on which side of zero it is
+    assert "+0.00 (−0.01 to +0.00, n = 3)" in text  # a bound's sign tells on which side of zero it is
 
 
 def test_a_control_stands_beside_the_runs_of_its_own_seeds(tmp_path: Path):
     members = [record("capsnet", seed=seed, accuracies=[80 + seed]) for seed in range(5)]
-    members += [record("capsnet, iterations 1", seed=seed, accuracies=[85 + seed]) for seed in (1, 2)]
+    rounded = 1e-4  # as records round accuracies of few images
+    members += [
+        record("capsnet, iterations 1", seed=seed, accuracies=[85 + seed + rounded * (seed == 2)]) for seed in (1, 2)
+    ]
     write_report([write_folder(tmp_path / "records", members)], tmp_path / "out")
     text = (tmp_path / "out" / "RESULTS.md").read_text()
     assert "| 86.50 ± 0.71 (n = 2) | capsnet 81.50 ± 0.71 (n = 2) | +5.00 (all alike, n = 2) |" in text

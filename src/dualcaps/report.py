@@ -668,7 +668,7 @@ def _points(interval: Interval, *, count: bool = True) -> str:
     mean = f"{round(interval.mean, 2) + 0.0:+.2f}".replace("-", "−")  # no difference is not below zero
     if math.isinf(interval.low):
         return f"{mean} (n = {interval.n})"
-    alike = math.isclose(interval.low, interval.high, abs_tol=1e-9)
+    alike = math.isclose(interval.low, interval.high, abs_tol=2e-3)  # records keep six digits
     bounds = "all alike" if alike else f"{interval.low:+.2f} to {interval.high:+.2f}".replace("-", "−")
     text = f"{mean} ({bounds}{n})"
     sure = interval.n > 2 and (interval.low > 0 or interval.high < 0)

@@ -14,6 +14,7 @@ RESULTS = Path(__file__).parents[1] / "results"
 def test_the_committed_report_is_made_of_the_committed_records(folder: str, tmp_path: Path):
     committed = RESULTS / folder
     write_report([committed], tmp_path / "again")
+    assert {f.name for f in committed.glob("*.csv")} == {f.name for f in (tmp_path / "again").glob("*.csv")}
     for file in (*committed.glob("*.csv"), committed / "RESULTS.md"):
         assert (tmp_path / "again" / file.name).read_bytes() == file.read_bytes(), f"{file}: run make results"
     # Another matplotlib draws the same figures with other bytes.

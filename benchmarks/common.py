@@ -14,7 +14,7 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as the command line does, 
 
 import torch
 
-from dualcaps import runs
+from dualcaps.runs import run as runs
 from dualcaps.bench import Timing
 from dualcaps.inference import choose_device
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dualcaps import ImageData, Part, TrainConfig, create_model, fit, load_data, load_model
 from dualcaps.models import CapsNet
-from dualcaps.runs import read_metrics
+from dualcaps.runs.run import read_metrics
 
 SEED = 0
 EPOCHS = 20

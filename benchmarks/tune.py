@@ -1,4 +1,4 @@
-"""Which tile of the fused kernel is fastest on this GPU; `dualcaps.routing.triton` holds the one in use."""
+"""Which tile of the fused kernel is fastest on this GPU; `dualcaps.routing.dynamic.triton` holds the one in use."""
 
 import torch
 from common import Results, parse, place

@@ -12,7 +12,7 @@ install_import_hook(
     [
         # Not routing as a whole: Triton's interpreter reads its kernels' source, and finds no decorated ones.
         *(f"dualcaps.routing.{module}" for module in ("eager", "implicit", "reference")),
-        *("dualcaps.nn", "dualcaps.losses", "dualcaps.data.pipeline"),
+        *("dualcaps.nn", "dualcaps.losses", "dualcaps.data.batches"),
     ],
     "beartype.beartype",
 )
@@ -52,7 +52,7 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def no_network(data_set: DataSet, **options: object) -> None:
         raise DataError("no network in the tests")
 
-    monkeypatch.setattr("dualcaps.data.fetch", no_network)
+    monkeypatch.setattr("dualcaps.data.load.fetch", no_network)
 
 
 class Said(NamedTuple):

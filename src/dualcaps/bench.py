@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from dualcaps.data.pipeline import Part, training_batches
+from dualcaps.data.batches import Part, training_batches
 from dualcaps.errors import ConfigError, DualcapsError
 from dualcaps.inference import Precision, choose_device, choose_precision, predict
 from dualcaps.losses import margin_loss, reconstruction_loss
 from dualcaps.models import CapsOutput, ModelConfig, Network, build_model, create_model
-from dualcaps.step import Compile, TrainingStep
+from dualcaps.training.step import Compile, TrainingStep
 
 Candidates = Mapping[str, Callable[[], None]]
 SHAPES = {"32x32x3": (3, 32, 32), "28x28x1": (1, 28, 28)}

@@ -1,30 +1,46 @@
-"""What a caller can mend: a wrong option, a bad file, an unusable run folder."""
+"""Exceptions for invalid user input."""
+
+import difflib
+from collections.abc import Iterable
 
 
 class DualcapsError(ValueError):
-    """A mistake that the caller can mend.
+    """Invalid user input.
 
-    The message is one line: it names the file or option, says what is wrong and what to do.
-    The command line prints it and exits with code 2.
+    The message is one line that names the file or option, says what is wrong and what to do. The
+    command line prints it and exits with code 2.
     """
 
 
 class DataError(DualcapsError):
-    """A data set, file or image that cannot be found, read or used."""
+    """A data set, file or image cannot be found, read or used."""
 
 
 class ModelError(DualcapsError):
-    """A network that does not exist, or that cannot be built for these images."""
+    """A network does not exist, or cannot be built or used for these images."""
 
 
 class RunError(DualcapsError):
-    """A run folder that cannot be created, read or resumed."""
+    """A run folder cannot be created, read or resumed."""
 
 
 class ConfigError(DualcapsError):
-    """A training option outside its range."""
+    """An option has an invalid type or value."""
 
 
-def in_one_line(error: OSError) -> str:
-    """What the operating system refused, and for which file."""
+def describe_os_error(error: OSError) -> str:
+    """The failed operation of an `OSError` in one line: file and reason."""
     return f"{error.filename or 'input or output'}: {error.strerror or error}"
+
+
+def unknown_name(kind: str, name: object, known: Iterable[str]) -> str:
+    """Message for a name that is not registered, with the nearest known name if there is one.
+
+    Example:
+        >>> unknown_name("model", "da-capsnt", ["capsnet", "da-capsnet"])
+        "unknown model 'da-capsnt': did you mean 'da-capsnet'? Known: capsnet, da-capsnet"
+    """
+    names = list(known)
+    near = difflib.get_close_matches(str(name), names, n=1)
+    hint = f"did you mean {near[0]!r}? Known: " if near else "choose one of "
+    return f"unknown {kind} {name!r}: {hint}{', '.join(names)}"

@@ -15,10 +15,10 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.func import functional_call
 
-from dualcaps import runs
-from dualcaps.data import DATA_SETS, DataOptions, load_data, load_labelled
+from dualcaps.runs import run as runs
+from dualcaps.data.load import DATA_SETS, DataOptions, load_data, load_labelled
 from dualcaps.data.images import read_images
-from dualcaps.data.pipeline import Part, to_float
+from dualcaps.data.batches import Part, to_float
 from dualcaps.errors import ConfigError, DataError, RunError
 from dualcaps.models import ModelConfig, Network, build_model
 

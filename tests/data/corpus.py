@@ -26,7 +26,7 @@ import scipy.io
 from PIL import Image
 
 from dualcaps import DataError
-from dualcaps.data import formats
+from dualcaps.data.load import formats
 from dualcaps.data.catalog import CIFAR_BINARY, CIFAR_PYTHON
 from dualcaps.data.images import inspect_images, read_image
 

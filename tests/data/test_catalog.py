@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dualcaps import DATA_SETS, DataError
-from dualcaps.data import catalog
+from dualcaps.data.load import catalog
 from dualcaps.data.catalog import DataOptions, DataSet
 
 MNIST = DATA_SETS["mnist"]

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from dualcaps import DataError
-from dualcaps.data import formats
+from dualcaps.data.load import formats
 from dualcaps.data.catalog import CIFAR_BINARY, CIFAR_PYTHON
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from dualcaps import DATA_SETS, DataError
-from dualcaps.data import catalog, download
+from dualcaps.data.load import catalog, download
 from dualcaps.data.catalog import DataSet, Download
 
 CONTENT = b"all of the data set" * 50_000
@@ -98,7 +98,7 @@ def test_without_a_network_one_line_says_what_to_put_where(folder: Path, monkeyp
 
     unreachable = data_set("http://127.0.0.1:1")
     monkeypatch.setitem(dualcaps.data.DATA_SETS, "coil-20", unreachable)
-    monkeypatch.setattr("dualcaps.data.fetch", download.fetch)
+    monkeypatch.setattr("dualcaps.data.load.fetch", download.fetch)
     with pytest.raises(DataError) as caught:
         dualcaps.load_data("coil-20")
     message = str(caught.value)

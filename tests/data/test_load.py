@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from dualcaps import DataError, load_data
-from dualcaps.data import load_labelled, stratified_split
+from dualcaps.data.load import load_labelled, stratified_split
 
 
 def test_digits_are_split_class_by_class_and_enlarged():

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dualcaps import DATA_SETS, DataError, ImageData, load_data
-from dualcaps.data import check_data, data_state
+from dualcaps.data.load import check_data, data_state
 from dualcaps.data.catalog import CIFAR_BINARY, CIFAR_PYTHON, NORB
 
 

@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dualcaps.routing.eager import route_eager
-from dualcaps.routing.eager import squash as squash
-from dualcaps.routing.implicit import route_implicit
-from dualcaps.routing.reference import route_reference
+from dualcaps.routing.dynamic.eager import route_eager
+from dualcaps.routing.dynamic.eager import squash as squash
+from dualcaps.routing.dynamic.implicit import route_implicit
+from dualcaps.routing.dynamic.reference import route_reference
 
 Update = Literal["accumulate", "replace"]
 Implementation = Literal["auto", "eager", "triton", "reference"]
@@ -77,7 +77,7 @@ def route(
     # Autocast would round the sums over the children to bfloat16.
     with torch.autocast(votes.device.type, enabled=False):
         if implementation == "triton":
-            from dualcaps.routing.triton import route_triton
+            from dualcaps.routing.dynamic.triton import route_triton
 
             return Routing(*route_triton(votes, iterations, squash_constant, update, couplings))
         run = route_reference if implementation == "reference" else route_eager
@@ -124,7 +124,7 @@ def why_not_triton(votes: Tensor) -> str | None:
         return "the package triton is not installed"
     if votes.device.type == "cuda" and torch.cuda.get_device_capability(votes.device) < (8, 0):
         return f"{torch.cuda.get_device_name(votes.device)} is older than the kernel's compute capability 8.0"
-    from dualcaps.routing.triton import LARGEST_DIM
+    from dualcaps.routing.dynamic.triton import LARGEST_DIM
 
     if votes.shape[3] > LARGEST_DIM:
         return f"the poses have {votes.shape[3]} numbers, a tile of the kernel holds {LARGEST_DIM}"

@@ -1,0 +1,338 @@
+"""Configurations of networks, data and training, each option declared once.
+
+The options of the command line, the files of a run and the identity of a run derive from these
+dataclasses. Nothing here imports torch, so that `--help` answers at once.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import numbers
+import os
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
+
+from dualcaps.errors import ConfigError, DataError, DualcapsError, ModelError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+CapsAttentionKind = Literal["none", "element", "capsule", "shared"]
+Gate = Literal["tanh", "sigmoid", "additive"]
+VotesKind = Literal["grid", "position"]
+Update = Literal["accumulate", "replace"]
+Split = Literal["official", "random", "views", "azimuth", "elevation"]
+Camera = Literal["left", "right", "both"]
+Optimizer = Literal["adam", "adamw", "sgd"]
+Schedule = Literal["constant", "cosine", "one-cycle", "step"]
+Protocol = Literal["clean", "paper"]
+Precision = Literal["float32", "bfloat16"]
+PrecisionChoice = Literal["auto", "float32", "bfloat16"]
+Compile = Literal["auto", "always", "never"]
+
+AUGMENTATIONS = ("shift", "crop", "flip", "rotate", "colour", "erase", "mixup")
+"""Augmentations by name, see `dualcaps.data.augment`."""
+
+_T = TypeVar("_T", bound="DataclassInstance")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """One network, complete: `create_model` takes a name's defaults from the registry.
+
+    Attributes:
+        name: The network's registered name, which gave the other values their defaults.
+        image_shape: Channels, height and width of the images, in pixels.
+        num_classes: Number of classes, and so of parent capsules.
+        conv_attention: Gate the channels of the feature map (Eqs. 8-12).
+        caps_attention: Gate the votes (Eqs. 13-16): every number, every vote, or the same layers for each
+            vote; see `dualcaps.nn.CapsAttention`.
+        gate: How both attention modules gate: the paper's u + u tanh(…), squeeze and excitation's
+            u sigmoid(…), or u + tanh(…), which has the same layers but is no attention.
+        width: Channels of the first two convolutions of the trunk `paper`; the next two have twice as many.
+        extra_conv: Add the convolution 256 3x3 that the paper's Table 3 lists and its text lacks.
+        iterations: Routing iterations.
+        squash_constant: The constant k of the squash.
+        update: Whether dynamic routing adds agreement to the logits (Eq. 7) or replaces them.
+        decoder: Add the decoder, which reconstructs the image from one class's pose.
+        trunk: The layers from the images to the feature map: paper, sabour, timm:NAME or a registered name.
+        trunk_weights: A safetensors file of pretrained weights for the trunk, read when the network is created.
+        votes: One matrix for all positions (Eq. 5), or one for each child and parent (Sabour et al. 2017).
+        routing: The routing method: dynamic, em, self-attention, inverted-attention, self-routing, uniform
+            or a registered name.
+        options: Further options of the network, trunk or routing method, as pairs of name and value.
+
+    Raises:
+        ModelError: a value of the wrong type or outside its range.
+    """
+
+    name: str
+    image_shape: tuple[int, int, int] = (1, 28, 28)
+    num_classes: int = 10
+    conv_attention: bool = False
+    caps_attention: CapsAttentionKind = "none"
+    gate: Gate = "tanh"
+    width: int = 64
+    extra_conv: bool = False
+    iterations: int = 3
+    squash_constant: float = 0.5
+    update: Update = "accumulate"
+    decoder: bool = True
+    trunk: str = "paper"
+    trunk_weights: str | None = None
+    votes: VotesKind = "grid"
+    routing: str = "dynamic"
+    options: tuple[tuple[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_types(self, ModelError)
+        if any(size < 1 for size in self.image_shape):
+            raise ModelError(f"image_shape must be channels, height and width of at least 1, got {self.image_shape}")
+        if self.num_classes < 2:
+            raise ModelError(f"num_classes must be at least 2, got {self.num_classes}")
+        for name, value in (("iterations", self.iterations), ("width", self.width)):
+            if value < 1:
+                raise ModelError(f"{name} must be at least 1, got {value}")
+        if not 0 < self.squash_constant < math.inf:
+            raise ModelError(f"squash_constant must be a number above 0, got {self.squash_constant}")
+        if self.gate != "tanh" and not self.conv_attention and self.caps_attention == "none":
+            raise ModelError(f"{self.name} has no attention module that a {self.gate} gate could be in")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What images are loaded and how they are split; kept in a run, so that they can be loaded again.
+
+    Attributes:
+        source: A data set's name; a folder with a sub-folder of images for each class; a .npz or Parquet file.
+        data_dir: Folder to look into first for the files of a named data set.
+        image_size: Height and width in pixels to bring the images to; by default the data set's own, for own
+            images theirs if all have one of at most 64 a side, otherwise 32 32.
+        channels: 1 for grey, 3 for colour; by default the data set's, or colour where any image has it.
+        validation: The part of the training images held out, above 0 and below 1.
+        test: The part of all images held out where there is no test part; by default a tenth for coil-20 and
+            a fifth for others.
+        split_seed: Seed of the choice of held-out images.
+        split: How training and test images are told apart: smallnorb official, azimuth, elevation (other toys
+            from viewpoints not trained on); coil-20 random, views (a quarter turn of each object).
+        camera: smallnorb: the camera, by default the left.
+        objects: coil-20: how many objects, by default the first 10.
+        extra: svhn: train on extra_32x32.mat too.
+        skip_damaged: Leave out image files that cannot be read instead of refusing them.
+
+    Raises:
+        DataError: a value of the wrong type or outside its range.
+    """
+
+    source: str = "digits"
+    data_dir: str | None = None
+    image_size: tuple[int, int] | None = None
+    channels: Literal[1, 3] | None = None
+    validation: float = 0.1
+    test: float | None = None
+    split_seed: int = 0
+    split: Split | None = None
+    camera: Camera | None = None
+    objects: Literal[10, 20] | None = None
+    extra: bool = False
+    skip_damaged: bool = False
+
+    def __post_init__(self) -> None:
+        _check_types(self, DataError)
+        for option, value in (("validation", self.validation), ("test", self.test)):
+            if value is not None and not 0 < value < 1:
+                raise DataError(f"{option} must be above 0 and below 1, got {value}")
+        if self.split_seed < 0:
+            raise DataError(f"split_seed must be at least 0, got {self.split_seed}")
+        if self.image_size is not None and not all(1 <= side <= 4096 for side in self.image_size):
+            raise DataError(f"image_size must be two numbers of pixels from 1 to 4096, got {self.image_size}")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train; the defaults are the recipe `paper` (Adam as in the Keras example).
+
+    Attributes:
+        epochs: Passes over the training images.
+        batch_size: Images per step; by default the data set's, 16 for coil-20 and 128 for others.
+        optimizer: Adam, AdamW, or SGD with Nesterov momentum.
+        lr: Learning rate, the highest of the schedule; by default 1e-3 for Adam and AdamW and 0.05 for SGD, and
+            in proportion less for a network made wider than the paper's.
+        schedule: How the learning rate falls: constant; cosine to zero; one-cycle (linear up to 30 % of the
+            steps, then cosine to zero); step (a tenth after each third of the epochs).
+        warmup_epochs: Epochs of linear warm-up from zero before the schedule.
+        weight_decay: Decay of the weights; added to the gradient by Adam and SGD, decoupled in AdamW.
+        momentum: SGD's momentum.
+        beta1: Adam's decay of the mean gradient.
+        beta2: Adam's decay of the mean squared gradient.
+        epsilon: Adam's epsilon.
+        grad_clip: Largest norm of the gradient over all parameters; by default it is not clipped.
+        label_smoothing: Share of each label that is spread over all classes, at least 0 and below 1.
+        class_weight: Weight of each class in the loss: none, balanced (inverse to its training images), or the
+            weights themselves in the order of the classes.
+        ema: Decay of an exponential moving average of the weights, which is then evaluated and kept.
+        reconstruction_weight: Weight of the reconstruction loss, a sum of squared differences.
+        augment: policy moves images up to 10 % and mirrors them where that keeps the class; paper-literal
+            always mirrors; none; or names joined by commas of shift, crop, flip, rotate, colour, erase, mixup.
+        protocol: clean selects the epoch on held-out training images and reads the test images once; paper
+            trains on all training images and selects the epoch on the test images.
+        patience: Stop after this many epochs without a better accuracy on the part selected on.
+        init_from: A run folder whose weights to start from, as far as their shapes fit.
+        precision: Number type of the layers; auto is bfloat16 where the machine is fast at it.
+        device: auto (the GPU if there is one), cpu, cuda, cuda:1, mps, …
+        compile: auto compiles the training step where the run is long enough to gain by it, except
+            float32 on the CPU, whose results are the same to the bit each time.
+        seed: Seed of order, augmentation and dropout, and on the command line of the initial weights.
+
+    Raises:
+        ConfigError: a value of the wrong type or outside its range.
+    """
+
+    epochs: int = 100
+    batch_size: int | None = None
+    optimizer: Optimizer = "adam"
+    lr: float | None = None
+    schedule: Schedule = "constant"
+    warmup_epochs: float = 0.0
+    weight_decay: float = 0.0
+    momentum: float = 0.9
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-7
+    grad_clip: float | None = None
+    label_smoothing: float = 0.0
+    class_weight: Literal["balanced"] | tuple[float, ...] | None = None
+    ema: float | None = None
+    reconstruction_weight: float = 0.0005
+    augment: str = "policy"
+    protocol: Protocol = "clean"
+    patience: int | None = None
+    init_from: str | None = None
+    precision: PrecisionChoice = "auto"
+    device: str = "auto"
+    compile: Compile = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_types(self, ConfigError)
+        for name in ("epochs", "batch_size", "patience"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ConfigError(f"{name} must be at least 1, got {value}")
+        for name in ("lr", "epsilon", "grad_clip"):
+            if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
+                raise ConfigError(f"{name} must be above 0, got {value}")
+        for name in ("beta1", "beta2", "momentum", "label_smoothing", "ema"):
+            if (value := getattr(self, name)) is not None and not 0 <= value < 1:
+                raise ConfigError(f"{name} must be at least 0 and below 1, got {value}")
+        for name in ("reconstruction_weight", "weight_decay", "warmup_epochs"):
+            if not 0 <= (value := getattr(self, name)) < math.inf:
+                raise ConfigError(f"{name} must be at least 0, got {value}")
+        if isinstance(self.class_weight, tuple) and not all(0 <= weight < math.inf for weight in self.class_weight):
+            raise ConfigError(f"class_weight must be weights of at least 0, got {self.class_weight}")
+        if not 0 <= self.seed < 2**32:
+            raise ConfigError(f"seed must be from 0 to 4294967295, got {self.seed}")
+        if self.augment not in ("policy", "paper-literal", "none"):
+            names = self.augment.split(",")
+            if unknown := [name for name in names if name not in AUGMENTATIONS]:
+                raise ConfigError(
+                    f"augment: {unknown[0]!r} is not one of policy, paper-literal, none, {', '.join(AUGMENTATIONS)}"
+                )
+
+
+def to_json(config: "DataclassInstance") -> dict[str, Any]:
+    """A configuration as a dictionary that survives JSON, in the order of its fields."""
+    section = dataclasses.asdict(config)
+    if "options" in section:
+        section["options"] = dict(section["options"])
+    return section
+
+
+def from_json(cls: type[_T], section: Mapping[str, Any]) -> _T:
+    """A configuration from what `to_json` made of it; fields with a default may be missing.
+
+    Raises:
+        ValueError: other fields are missing or unknown.
+        DualcapsError: the configuration refuses a value.
+    """
+    known = {field.name for field in dataclasses.fields(cls)}
+    required = {field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING}
+    if not required <= set(section) <= known:
+        odd = sorted((required - set(section)) | (set(section) - known))
+        raise ValueError(f"fields of {cls.__name__} are missing or unknown: {', '.join(odd)}")
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in section.items()}
+    if isinstance(options := values.get("options"), Mapping):
+        values["options"] = tuple(sorted((name, _frozen(value)) for name, value in options.items()))
+    return cls(**values)
+
+
+def config_hash(*configs: "DataclassInstance", leave_out: tuple[str, ...] = ()) -> str:
+    """The identity of configurations: SHA-256 of their values, without the fields named in `leave_out`."""
+    sections = [
+        {type(config).__name__: {k: v for k, v in to_json(config).items() if k not in leave_out}} for config in configs
+    ]
+    return hashlib.sha256(json.dumps(sections, sort_keys=True).encode()).hexdigest()
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+
+
+def _check_types(config: "DataclassInstance", error: type[DualcapsError]) -> None:
+    """Bring values to their fields' types, such as lists to tuples; raise `error` for one that is of another."""
+    hints = typing.get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        value = _plain(getattr(config, field.name))
+        if not _is_of(value, hints[field.name]):
+            raise error(f"{field.name} must be {_type_text(hints[field.name])}, got {value!r}")
+        object.__setattr__(config, field.name, value)
+
+
+def _plain(value: Any) -> Any:
+    """Python's own type for numbers of numpy, lists and paths."""
+    if isinstance(value, list | tuple):
+        return tuple(map(_plain, value))
+    if isinstance(value, bool | int | float | str) or value is None:
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value)
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def _is_of(value: Any, hint: Any) -> bool:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return True
+    if origin in (typing.Union, types.UnionType):
+        return any(_is_of(value, argument) for argument in arguments)
+    if origin is Literal:
+        return any(value == argument and type(value) is type(argument) for argument in arguments)
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        if len(arguments) == 2 and arguments[1] is Ellipsis:
+            return all(_is_of(item, arguments[0]) for item in value)
+        return len(value) == len(arguments) and all(map(_is_of, value, arguments))
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def _type_text(hint: Any) -> str:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_type_text(argument) for argument in arguments if argument is not type(None))
+    if origin is Literal:
+        return f"one of {', '.join(map(str, arguments))}"
+    if origin is tuple:
+        if len(arguments) == 2 and arguments[1] is Ellipsis:
+            return f"several of: {_type_text(arguments[0])}"
+        return f"{len(arguments)} of: {_type_text(arguments[0])}"
+    return {float: "a number", int: "a whole number", str: "a text", bool: "true or false"}.get(hint, str(hint))

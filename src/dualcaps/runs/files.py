@@ -1,0 +1,99 @@
+"""Atomic writing: a reader, or a kill, finds a file's old content or the new, never a part of it."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+
+def write_bytes(file: Path, content: bytes) -> None:
+    """Replace a file in one step: write beside it, synchronise, rename.
+
+    Raises:
+        OSError: it cannot be written; the old file stays and nothing else is left behind.
+    """
+    write_with(file, lambda stream: stream.write(content))
+
+
+def write_with(file: Path, write: Callable[[BinaryIO], object]) -> None:
+    """`write_bytes` for content that `write` puts into a stream."""
+    draft = file.with_name(f".{file.name}.{os.getpid()}.draft")
+    try:
+        with draft.open("wb") as stream:
+            write(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        draft.replace(file)
+    except BaseException as error:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror, str(file)) from error
+        raise
+    _synchronise_folder(file.parent)
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Replace a JSON file in one step; indented, ASCII, so that any name survives."""
+    write_bytes(file, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def write_text(file: Path, content: str) -> None:
+    """Replace a UTF-8 text file in one step; bytes of file names that are not UTF-8 are kept as they are."""
+    write_bytes(file, content.encode("utf-8", "surrogateescape"))
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder that appears with everything that was written into it, or not at all.
+
+    Yields:
+        The folder to write into, which is renamed to `path` at the end.
+
+    Raises:
+        OSError: the disk is full or not writable, or `path` exists and is not an empty folder; nothing
+            is left behind, parent folders included.
+    """
+    created = [parent for parent in path.parents if not parent.exists()]
+    draft = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        draft.chmod(0o755)
+        yield draft
+        draft.replace(path)
+    except BaseException as error:
+        if draft is not None:
+            shutil.rmtree(draft, ignore_errors=True)
+        remove_empty(created)
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+    _synchronise_folder(path.parent)
+
+
+def remove_empty(folders: list[Path]) -> None:
+    """Remove those of some folders that are empty."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
+
+
+def _synchronise_folder(folder: Path) -> None:
+    if os.name != "posix":  # elsewhere folders cannot be opened
+        return
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
+def remove_drafts(folder: Path) -> None:
+    """Remove what killed processes left half written in a folder that nobody else writes into."""
+    for draft in folder.glob(".*.draft"):
+        draft.unlink(missing_ok=True)

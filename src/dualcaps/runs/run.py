@@ -1,0 +1,359 @@
+"""The run folder: configuration, weights, metrics, provenance; written atomically, read strictly.
+
+    config.json             what was asked for: model, training, data, class names
+    provenance.json         with what it was done: data hashes; versions, commit, machine of each start
+    checkpoint.safetensors  weights, optimiser and history after the last epoch
+    model.safetensors       weights of the selected epoch
+    metrics.jsonl           a line an epoch
+    curves.png, reconstructions.png, …
+    result.json             written last: the run is finished
+    strips/                 of runs of an experiment: input.png, epoch-<n>.png, selected.png
+
+Beside the run folders of experiments lies failures.jsonl, a line for each run that failed.
+
+A folder appears with its configuration in it or not at all, and every later file replaces its
+predecessor in one step, so a run killed at any moment can be read and resumed.
+"""
+
+import datetime
+import itertools
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import filelock
+
+from dualcaps.config import DataConfig, ModelConfig, TrainConfig, from_json, to_json
+from dualcaps.errors import DualcapsError, RunError
+from dualcaps.runs.files import new_folder, write_bytes, write_json
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+FORMAT = 2
+"""Version of the folder's layout. Format 1 is converted when read; any other is refused."""
+
+CONFIG, PROVENANCE, RESULT = "config.json", "provenance.json", "result.json"
+STRIPS, FAILURES = "strips", "failures.jsonl"
+METRICS, WEIGHTS, CHECKPOINT = "metrics.jsonl", "model.safetensors", "checkpoint.safetensors"
+TRAIN_AGAIN = "remove the run's folder and train again"
+"""What to do about a damaged run."""
+
+
+class Checkpoint(NamedTuple):
+    """Everything that training needs to go on after an epoch.
+
+    history: what `metrics.jsonl` holds, a dictionary an epoch.
+    tensors: weights and optimiser state by name.
+    """
+
+    history: list[dict[str, Any]]
+    tensors: "dict[str, Tensor]"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder, read once.
+
+    Attributes:
+        path: the folder.
+        model, training, data: what was asked for.
+        classes: class names in the order of the labels.
+        provenance: "data": where the images came from and their hashes; "sessions": an entry for each start.
+        history: an entry an epoch, as in `metrics.jsonl`.
+        result: what came out; None while the run is not finished.
+    """
+
+    path: Path
+    model: ModelConfig
+    training: TrainConfig
+    data: DataConfig
+    classes: tuple[str, ...]
+    provenance: dict[str, Any] = field(repr=False)
+    history: list[dict[str, Any]] = field(repr=False)
+    result: dict[str, Any] | None = field(repr=False)
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Run":
+        """Read a run folder, finished or not.
+
+        Raises:
+            RunError: no folder, a file missing or damaged, or another format.
+        """
+        path = Path(path)
+        if not path.is_dir():
+            raise RunError(f"{path}: no such run folder")
+        config = _read_json(path / CONFIG)
+        written_as = config.pop("format", None)
+        if written_as not in (1, FORMAT):
+            raise RunError(f"{path / CONFIG}: not of run format {FORMAT}: use the dualcaps version that wrote it")
+        sections = _with(config, {"model": dict, "training": dict, "data": dict, "classes": list}, path / CONFIG)
+        provenance = _with(_read_json(path / PROVENANCE), {"data": dict, "sessions": list}, path / PROVENANCE)
+        if written_as == 1:
+            sections, provenance = from_format_1(sections, provenance)
+        try:
+            configs = [
+                from_json(kind, sections[name])
+                for name, kind in (("model", ModelConfig), ("training", TrainConfig), ("data", DataConfig))
+            ]
+        except (ValueError, TypeError) as error:
+            known = str(error) if isinstance(error, DualcapsError) else f"not of this version ({error})"
+            raise RunError(f"{path / CONFIG}: {known}: use the dualcaps version that wrote it") from error
+        model, training, data = configs
+        classes = tuple(map(str, sections["classes"]))
+        if len(classes) != model.num_classes:
+            raise RunError(f"{path / CONFIG}: {len(classes)} class names for {model.num_classes} classes: {TRAIN_AGAIN}")
+        history = read_metrics(path) if (path / METRICS).is_file() else []
+        result = None
+        if (path / RESULT).is_file():
+            fields = {"selected_epoch": int, "test_accuracy": float, "precision": str}
+            result = _with(_read_json(path / RESULT), fields, path / RESULT)
+            if not 1 <= result["selected_epoch"] <= len(history):
+                raise RunError(f"{path / METRICS}: damaged (epochs are missing): {TRAIN_AGAIN}")
+        return cls(path, model, training, data, classes, provenance, history, result)
+
+    @property
+    def finished(self) -> bool:
+        """Whether training came to its end."""
+        return self.result is not None
+
+    @property
+    def selected_on(self) -> str:
+        """The part that the epoch is selected on, "test" or "validation"."""
+        return selected_on(self.training)
+
+    def weights(self) -> "dict[str, Tensor]":
+        """The weights of the selected epoch; raises RunError where they are missing or damaged."""
+        return read_weights(self.path)
+
+
+def selected_on(training: TrainConfig) -> str:
+    """The part that a protocol selects the epoch on, "test" or "validation"."""
+    return "test" if training.protocol == "paper" else "validation"
+
+
+def from_format_1(config: dict[str, Any], provenance: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Configuration and provenance of a run of format 1 as format 2 has them.
+
+    Format 1 told a network's trunk and votes by its name alone, and hashed the images of a data set
+    together with the options of its split; that hash is kept as `sha256_format_1`.
+    """
+    model = config["model"]
+    if model.get("name") == "sabour-capsnet":
+        model = {**model, "trunk": "sabour", "votes": "position"}
+    data = {key: value for key, value in provenance["data"].items() if key != "sha256"}
+    data["sha256_format_1"] = provenance["data"].get("sha256")
+    return {**config, "model": model}, {**provenance, "data": data}
+
+
+def free_run_path(name: str, parent: Path = Path("runs")) -> Path:
+    """`parent/name`, or with -2, -3, … appended if that exists."""
+    return next(path for path in _numbered(parent / name) if not path.exists())
+
+
+def latest_run_path(name: str, parent: Path = Path("runs")) -> Path:
+    """The last existing folder that `free_run_path` gave for this name; `parent/name` if there is none."""
+    return [parent / name, *itertools.takewhile(Path.exists, _numbered(parent / name))][-1]
+
+
+def _numbered(path: Path) -> Iterator[Path]:
+    yield path
+    for number in itertools.count(2):
+        yield path.with_name(f"{path.name}-{number}")
+
+
+def create_run(
+    path: Path,
+    model: ModelConfig,
+    training: TrainConfig,
+    data: DataConfig,
+    classes: tuple[str, ...],
+    provenance: Mapping[str, Any],
+) -> None:
+    """Make the folder, complete with configuration and provenance, in one step.
+
+    Raises:
+        RunError: the path exists and is not an empty folder.
+        OSError: the disk is full or not writable; nothing is left behind.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise RunError(f"{path}: exists already: go on with --resume, or choose another folder with --out")
+    with new_folder(path) as draft:
+        write_config(draft, model, training, data, classes)
+        write_json(draft / PROVENANCE, provenance)
+
+
+def write_config(
+    path: Path, model: ModelConfig, training: TrainConfig, data: DataConfig, classes: tuple[str, ...]
+) -> None:
+    """Replace what was asked for."""
+    sections = {"model": to_json(model), "training": to_json(training), "data": to_json(data)}
+    write_json(path / CONFIG, {"format": FORMAT, **sections, "classes": list(classes)})
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep other processes from training in the same folder; a kill releases the lock.
+
+    Raises:
+        RunError: another process holds it, and goes on holding it for a second: one whose parent
+            was killed takes a moment to notice.
+    """
+    lock = filelock.FileLock(path / ".lock")
+    try:
+        lock.acquire(timeout=1)
+    except filelock.Timeout as error:
+        raise RunError(f"{path}: another process is training in this folder: wait for it or stop it") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def environment(device: "torch.device", precision: str) -> dict[str, Any]:
+    """With what a run is started or resumed: versions, commit, machine."""
+    import torch
+
+    cuda = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return {
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": _commit(),
+        "versions": {name: metadata.version(name) for name in ("dualcaps", "torch", "numpy", "pillow")}
+        | {"python": platform.python_version()},
+        "platform": platform.platform(),
+        "device": cuda or str(device),
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "precision": precision,
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that this package runs from, None when installed from a wheel."""
+    root = Path(__file__).parents[3]
+    if not (root / ".git").exists():
+        return None
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return described.stdout.strip()
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+
+
+def add_session(path: Path, session: Mapping[str, Any]) -> None:
+    """Record with what the run is gone on with."""
+    provenance = _with(_read_json(path / PROVENANCE), {"sessions": list}, path / PROVENANCE)
+    write_json(path / PROVENANCE, provenance | {"sessions": [*provenance["sessions"], session]})
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl`; raises RunError where it is missing or damaged."""
+    try:
+        lines = [json.loads(line) for line in _read_text(path / METRICS).splitlines()]
+    except json.JSONDecodeError as error:
+        raise RunError(f"{path / METRICS}: damaged ({error}): {TRAIN_AGAIN}") from error
+    if not all(isinstance(line, dict) for line in lines):
+        raise RunError(f"{path / METRICS}: damaged (a line is no JSON object): {TRAIN_AGAIN}")
+    return lines
+
+
+def write_metrics(path: Path, history: list[dict[str, Any]]) -> None:
+    """Write `metrics.jsonl`, a line an epoch."""
+    write_bytes(path / METRICS, "".join(json.dumps(line) + "\n" for line in history).encode())
+
+
+def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Replace the run's checkpoint."""
+    import safetensors.torch
+
+    written = {"history": json.dumps(checkpoint.history)}
+    write_bytes(path / CHECKPOINT, safetensors.torch.save(checkpoint.tensors, written))
+
+
+def read_checkpoint(path: Path) -> Checkpoint | None:
+    """The run's checkpoint, None where there is none; raises RunError where it is damaged."""
+    import safetensors
+
+    file = path / CHECKPOINT
+    if not file.is_file():
+        return None
+    try:
+        with safetensors.safe_open(file, framework="pt") as opened:
+            history = json.loads(opened.metadata()["history"])
+            return Checkpoint(history, {name: opened.get_tensor(name) for name in opened.keys()})  # noqa: SIM118
+    except (OSError, safetensors.SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise RunError(f"{file}: damaged ({error}): remove it to train from the start") from error
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Remove the run's checkpoint, if there is one."""
+    (path / CHECKPOINT).unlink(missing_ok=True)
+
+
+def write_weights(path: Path, weights: "Mapping[str, Tensor]") -> None:
+    """Replace the weights of the selected epoch."""
+    import safetensors.torch
+
+    write_bytes(path / WEIGHTS, safetensors.torch.save(dict(weights)))
+
+
+def read_weights(path: Path) -> "dict[str, Tensor]":
+    """The weights of the selected epoch; raises RunError where they are missing or damaged."""
+    import safetensors.torch
+
+    try:
+        return safetensors.torch.load_file(path / WEIGHTS)
+    except FileNotFoundError as error:
+        raise RunError(f"{path}: incomplete run folder ({WEIGHTS} is missing): {TRAIN_AGAIN}") from error
+    except (OSError, safetensors.SafetensorError) as error:
+        raise RunError(f"{path / WEIGHTS}: damaged ({error}): {TRAIN_AGAIN}") from error
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(_read_text(file))
+    except json.JSONDecodeError as error:
+        raise RunError(f"{file}: damaged ({error}): {TRAIN_AGAIN}") from error
+    if not isinstance(content, dict):
+        raise RunError(f"{file}: damaged (not a JSON object): {TRAIN_AGAIN}")
+    return content
+
+
+def _with(content: dict[str, Any], fields: Mapping[str, type], file: Path) -> dict[str, Any]:
+    """The content, checked to have these fields."""
+    for name, kind in fields.items():
+        if not isinstance(content.get(name), kind):
+            raise RunError(f"{file}: damaged ({name!r} is missing or not what it should be): {TRAIN_AGAIN}")
+    return content
+
+
+def _read_text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise RunError(f"{file.parent}: incomplete run folder ({file.name} is missing): {TRAIN_AGAIN}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunError(f"{file}: cannot be read ({error}): make it readable, or train again elsewhere") from error

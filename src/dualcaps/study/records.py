@@ -1,0 +1,434 @@
+"""One record a run: what a report is made of, read from run folders or from CSV files.
+
+A folder of records holds `runs.csv` (a line a run), `epochs.csv` (a line an epoch),
+`failures.csv` and `strips/<run>/` with the reconstructions that were kept; both ways of reading
+give the same records. In `copies.csv` (columns data, copy, same_pixels: yes or no) one may name
+what a data set's files are where they are not the official ones.
+"""
+
+import csv
+import dataclasses
+import functools
+import hashlib
+import io
+import json
+import math
+import os
+import statistics
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dualcaps.runs import run as runs
+from dualcaps.data.load import DATA_SETS
+from dualcaps.errors import RunError
+from dualcaps.models import MODELS, ModelConfig, describe
+
+RUNS, EPOCHS, FAILED, COPIES = "runs.csv", "epochs.csv", "failures.csv", "copies.csv"
+
+
+class Epoch(NamedTuple):
+    """One epoch: accuracies 0 to 1, `accuracy` on the part that the epoch was selected on."""
+
+    epoch: int
+    loss: float
+    train_accuracy: float
+    accuracy: float
+    seconds: float
+    images_per_second: float
+
+
+@dataclass(frozen=True)
+class Record:
+    """One finished run.
+
+    Attributes:
+        run: a name that follows from its settings, data and device.
+        data: data set, with its split where it is not the set's own.
+        network: as `dualcaps.models.describe` calls it.
+        protocol: "clean" or "paper".
+        seed: of weights, order and split.
+        epochs: how many were trained.
+        precision: number type of the layers.
+        parameters: learned numbers, the decoder's included.
+        selected_epoch: whose weights were kept.
+        selection_accuracy: on the part it was selected on, 0 to 1.
+        test_accuracy: of the kept weights, 0 to 1.
+        reconstruction_error: of the kept weights, see `dualcaps.explain`; None where there is none.
+        training_images, validation_images, test_images: in each part.
+        training_seconds: of all epochs, without evaluation.
+        images_per_second: in training, the median over the epochs.
+        official: whether the files are the official ones; None where there are none.
+        sha256: of the images and their split.
+        device, processor, threads, torch, dualcaps, commit, started: with what and when it was
+            last started.
+        settings: everything that was asked for, as JSON: model, training and data.
+        history: an entry an epoch.
+    """
+
+    run: str
+    data: str
+    network: str
+    protocol: str
+    seed: int
+    epochs: int
+    precision: str
+    parameters: int
+    selected_epoch: int
+    selection_accuracy: float
+    test_accuracy: float
+    reconstruction_error: float | None
+    training_images: int
+    validation_images: int
+    test_images: int
+    training_seconds: float
+    images_per_second: float
+    official: bool | None
+    sha256: str
+    device: str
+    processor: str
+    threads: int
+    torch: str
+    dualcaps: str
+    commit: str
+    started: str
+    settings: str
+    history: tuple[Epoch, ...] = dataclasses.field(repr=False)
+
+    @functools.cached_property
+    def asked(self) -> dict[str, Any]:
+        """The settings, read: dictionaries "model", "training" and "data"."""
+        return json.loads(self.settings)
+
+    @functools.cached_property
+    def condition(self) -> str:
+        """What runs must share to be averaged or compared: all of training and data but seeds and protocol.
+
+        The learning rate counts as that of a network as wide as the paper's.
+        """
+        training = _without(self.asked["training"], "seed", "protocol")
+        model = self.asked["model"]
+        training["lr"] = round(training["lr"] * max(1.0, model["width"] / MODELS[model["name"]].width), 9)
+        images = self.training_images + self.validation_images + self.test_images
+        data = _without(self.asked["data"], "split_seed")
+        return json.dumps([training, data, images, self.precision, self.official])
+
+
+class Copy(NamedTuple):
+    """What a data set's files are where they are not the official ones.
+
+    name: in a few words.
+    same_pixels: whether the images are the official ones all the same.
+    """
+
+    name: str
+    same_pixels: bool
+
+
+@dataclass(frozen=True)
+class Records:
+    """What a report is made of.
+
+    Attributes:
+        runs: the finished runs, in the order of data, network, protocol, epochs and seed.
+        failures: names of runs that failed, are not finished or damaged, or of data sets that were not
+            found, and why; without those that have been finished since.
+        copies: by data set, what its files are.
+        strips: by run, the folder of its reconstructions.
+    """
+
+    runs: tuple[Record, ...]
+    failures: tuple[tuple[str, str], ...]
+    copies: Mapping[str, Copy]
+    strips: Mapping[str, Path]
+
+
+def read_records(sources: Sequence[str | Path]) -> Records:
+    """Read run folders, folders of them at any depth, and folders of records.
+
+    Of two records of one run the later source's counts. A run that is damaged costs no other: it is one
+    of the failures.
+
+    Raises:
+        RunError: a source that is no folder, or damaged CSV files.
+    """
+    found: dict[str, Record] = {}
+    strips: dict[str, Path] = {}
+    failures: dict[str, str] = {}
+    copies: dict[str, Copy] = {}
+    for source in map(Path, sources):
+        if not source.is_dir():
+            raise RunError(f"{source}: no such folder: name run folders, or a folder of them")
+        copies |= read_copies(source)
+        if (source / RUNS).is_file():
+            for record in _read_table(source):
+                found[record.run] = record
+                if (folder := source / runs.STRIPS / record.run).is_dir():
+                    strips[record.run] = folder
+            if (source / FAILED).is_file():
+                failures.update((line["run"], line["reason"]) for line in _read_csv(source / FAILED, ("run", "reason")))
+            continue
+        for file in sorted(source.rglob(runs.FAILURES)):
+            failures |= _read_failures(file, source)
+        for folder in sorted({file.parent for name in (runs.CONFIG, runs.METRICS) for file in source.rglob(name)}):
+            if folder.name.startswith("."):  # half made when its process was killed
+                continue
+            if not runs.is_finished(folder):
+                if name := _asked_for(folder):
+                    failures.setdefault(name, "not finished")
+                continue
+            try:
+                record = read_run(folder)
+            except RunError as error:
+                failures[_asked_for(folder) or _below(source, folder)] = str(error).replace(f"{source}{os.sep}", "")
+                continue
+            found[record.run] = record
+            if (folder / runs.STRIPS).is_dir():
+                strips[record.run] = folder / runs.STRIPS
+    ordered = sorted(
+        _told_apart(found.values()), key=lambda r: (r.data, r.network, r.protocol, r.epochs, r.seed, r.run)
+    )
+    done = {name for record in found.values() for name in (name_of(record), record.data)}
+    still = tuple(sorted((run, reason) for run, reason in failures.items() if run not in done))
+    return Records(tuple(ordered), still, copies, strips)
+
+
+def _told_apart(found: Collection[Record]) -> Iterable[Record]:
+    """The records; own images of one name in several places with the places' numbers behind it."""
+    places: dict[str, set[str]] = {}
+    for record in found:
+        places.setdefault(record.data, set()).add(record.asked["data"].get("place", ""))
+    for record in found:
+        place = record.asked["data"].get("place")
+        several = place and len(places[record.data]) > 1
+        yield dataclasses.replace(record, data=f"{record.data} [{place}]") if several else record
+
+
+def read_copies(folder: Path) -> dict[str, Copy]:
+    """What `copies.csv` in a folder says; nothing where there is none. Raises RunError where it is damaged."""
+    if not (folder / COPIES).is_file():
+        return {}
+    lines = _read_csv(folder / COPIES, ("data", "copy", "same_pixels"))
+    return {line["data"]: Copy(line["copy"], line["same_pixels"] == "yes") for line in lines}
+
+
+def write_records(records: Records, out: Path) -> None:
+    """Write the records as CSV files; the strips stay where they are.
+
+    Raises:
+        OSError: they cannot be written; what was there stays.
+    """
+    columns = [field.name for field in dataclasses.fields(Record) if field.name != "history"]
+    write_csv(out / RUNS, columns, ([_text(getattr(r, name)) for name in columns] for r in records.runs))
+    epochs = ([r.run, *map(_text, epoch)] for r in records.runs for epoch in r.history)
+    write_csv(out / EPOCHS, ["run", *Epoch._fields], epochs)
+    write_csv(out / FAILED, ["run", "reason"], records.failures)
+    if records.copies:
+        lines = ([data, copy.name, _text(copy.same_pixels)] for data, copy in sorted(records.copies.items()))
+        write_csv(out / COPIES, ["data", "copy", "same_pixels"], lines)
+
+
+def run_name(network: str, data: str, protocol: str, epochs: int, seed: int) -> str:
+    """What a run is called in words."""
+    return f"{network} on {data}, {protocol}, {epochs} epoch{'s' * (epochs > 1)}, seed {seed}"
+
+
+def data_name(source: str, split: str | None) -> str:
+    """What a data set is called: its name or the folder's, and its split where it is not the set's own."""
+    name = source
+    if source not in DATA_SETS:
+        path = Path(source).resolve()
+        name = path.name.removesuffix(path.suffix if path.suffix in (".npz", ".parquet") else "")
+        name += " (own)" if name in DATA_SETS else ""
+    return f"{name} ({split})" if split else name
+
+
+def name_of(record: Record) -> str:
+    """What a record's run is called in words."""
+    return run_name(record.network, record.data, record.protocol, record.epochs, record.seed)
+
+
+def _below(source: Path, path: Path) -> str:
+    """Where something lies in a source."""
+    return path.name if path == source else str(path.relative_to(source))
+
+
+def _asked_for(folder: Path) -> str | None:
+    """The name of a run by its configuration alone; None for a folder that only looks like one's."""
+    try:
+        config = runs.read_config(folder)
+        model = describe(runs.parse(ModelConfig, config["model"], folder))
+        data = data_name(config["data"]["source"], config["data"]["split"])
+        training = config["training"]
+        return run_name(model, data, training["protocol"], training["epochs"], training["seed"])
+    except (RunError, KeyError, TypeError):
+        return None
+
+
+def read_run(folder: Path) -> Record:
+    """The record of a finished run.
+
+    Raises:
+        RunError: it is not finished, or damaged.
+    """
+    config, provenance = runs.read_config(folder), runs.read_provenance(folder)
+    result, metrics = runs.read_result(folder), runs.read_metrics(folder)
+    model = runs.parse(ModelConfig, config["model"], folder)
+    try:
+        session, data = provenance["sessions"][-1], provenance["data"]
+        source, split, training = config["data"]["source"], config["data"]["split"], config["training"]
+        name = data_name(source, None)
+        # Where own images lie is told by no more than a number that keeps folders of one name apart.
+        place = {} if name == source else {"place": hashlib.sha256(source.encode()).hexdigest()[:8]}
+        settings = {
+            "model": dataclasses.asdict(model),
+            # Where it ran and whether it was compiled is another matter than what was asked for.
+            "training": _without(training, "device", "compile"),
+            "data": _without(config["data"], "data_dir") | {"source": name} | place,
+        }
+        selected_on = "test" if training["protocol"] == "paper" else "validation"
+        history = tuple(
+            Epoch(
+                line["epoch"],
+                *(round(line[name], 6) for name in ("loss", "train_accuracy", f"{selected_on}_accuracy")),
+                *(round(line[name], 3) for name in ("seconds", "images_per_second")),
+            )
+            for line in metrics
+        )
+        text = json.dumps(settings)
+        identity = json.dumps([text, data["sha256"], session["device"], result["precision"]])
+        record = Record(
+            run=hashlib.sha256(identity.encode()).hexdigest()[:12],
+            data=data_name(source, split),
+            network=describe(model),
+            protocol=training["protocol"],
+            seed=training["seed"],
+            epochs=len(history),
+            precision=result["precision"],
+            parameters=result["parameters"],
+            selected_epoch=result["selected_epoch"],
+            selection_accuracy=round(result[f"{selected_on}_accuracy"], 6),
+            test_accuracy=round(result["test_accuracy"], 6),
+            reconstruction_error=None if (error := result.get("reconstruction_error")) is None else round(error, 8),
+            training_images=data["images"]["train"],
+            validation_images=data["images"]["validation"],
+            test_images=data["images"]["test"],
+            training_seconds=round(result["training_seconds"], 3),
+            images_per_second=round(statistics.median(epoch.images_per_second for epoch in history), 1),
+            official=data["official"],
+            sha256=data["sha256"],
+            device=session["device"],
+            processor=session["processor"],
+            threads=session["threads"],
+            torch=session["versions"]["torch"],
+            dualcaps=session["versions"]["dualcaps"],
+            commit=session["commit"] or "",
+            started=session["started"],
+            settings=text,
+            history=history,
+        )
+        _check(record)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise RunError(f"{folder}: damaged ({type(error).__name__}: {error}): {runs.TRAIN_AGAIN}") from error
+    return record
+
+
+def _check(record: Record) -> None:
+    """Raise ValueError for what no run leaves behind."""
+    numbers = [number for epoch in record.history for number in epoch]
+    numbers += [record.selection_accuracy, record.test_accuracy, record.training_seconds, record.images_per_second]
+    numbers.append(record.reconstruction_error or 0.0)
+    if [epoch.epoch for epoch in record.history] != list(range(1, record.epochs + 1)):
+        raise ValueError(f"{len(record.history)} of {record.epochs} epochs")
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError("a number that is none")
+    if record.protocol not in ("clean", "paper"):
+        raise ValueError(f"unknown protocol {record.protocol!r}")
+    asked = record.asked
+    of_it = asked["training"]["epochs"] == record.epochs and isinstance(asked["data"], dict)
+    if not of_it or not isinstance(asked["model"]["num_classes"], int):
+        raise ValueError("settings of another run")
+
+
+def _without(section: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in section.items() if name not in names}
+
+
+def _read_table(folder: Path) -> list[Record]:
+    columns = [field.name for field in dataclasses.fields(Record) if field.name != "history"]
+    history: dict[str, list[Epoch]] = {}
+    types = {field.name: field.type for field in dataclasses.fields(Record)}
+    file = folder / EPOCHS
+    try:
+        for line in _read_csv(file, ("run", *Epoch._fields)):
+            numbers = [float(line[name]) for name in Epoch._fields[1:]]
+            history.setdefault(line["run"], []).append(Epoch(int(line["epoch"]), *numbers))
+        file = folder / RUNS
+        records = [
+            Record(
+                **{name: _value(types[name], line[name]) for name in columns},
+                history=tuple(history.get(line["run"], [])),
+            )
+            for line in _read_csv(folder / RUNS, columns)
+        ]
+        for record in records:
+            _check(record)
+        return records
+    except (ValueError, TypeError, KeyError) as error:
+        raise RunError(f"{file}: damaged ({error}): make it again from the run folders") from error
+
+
+def _read_failures(file: Path, source: Path) -> dict[str, str]:
+    """What is noted to have failed, and lines that cannot be read as a failure of the file's own."""
+    failures, unread = {}, 0
+    try:
+        whole, _, _ = file.read_text(errors="replace").rpartition("\n")  # a kill may have torn the last line
+    except OSError as error:
+        return {_below(source, file): f"cannot be read ({error.strerror})"}
+    for line in whole.splitlines():
+        try:
+            failure = json.loads(line)
+            failures[str(failure["run"])] = str(failure["reason"])
+        except (ValueError, KeyError, TypeError):
+            unread += 1
+    if unread:
+        failures[_below(source, file)] = f"damaged: what failed cannot be read in {unread} of its lines"
+    return failures
+
+
+def _read_csv(file: Path, columns: Iterable[str]) -> list[dict[str, str]]:
+    try:
+        with file.open(newline="") as opened:
+            reader = csv.DictReader(opened)
+            lines = list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise RunError(f"{file}: cannot be read ({error})") from error
+    if missing := set(columns) - set(reader.fieldnames or ()):
+        raise RunError(f"{file}: no column {min(missing)}: not written by this version of dualcaps")
+    if any(None in line or None in line.values() for line in lines):
+        raise RunError(f"{file}: damaged (lines of different lengths): make it again from the run folders")
+    return lines
+
+
+def write_csv(file: Path, columns: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
+    """Replace a CSV file in one step; raises OSError where it cannot be written."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(lines)
+    runs.write_bytes(file, text.getvalue().encode())
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "" if value is None else str(value)
+
+
+def _value(kind: Any, text: str) -> Any:
+    if kind == bool | None:
+        return {"": None, "yes": True, "no": False}[text]
+    if kind == float | None:
+        return float(text) if text else None
+    return kind(text)

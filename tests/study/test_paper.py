@@ -1,0 +1,44 @@
+"""The paper's numbers as we hold them, against each other and against the page that lists the decisions."""
+
+from pathlib import Path
+
+import pytest
+
+from dualcaps import MODELS, create_model, paper
+from dualcaps.data.load import DATA_SETS
+from dualcaps.models import describe
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def test_printed_gains_are_the_differences_of_printed_accuracies_but_for_the_contradiction_on_coil_20():
+    accuracies = {
+        (number.where, number.data, number.network): number.value
+        for number in paper.PRINTED
+        if number.quantity == "accuracy"
+    }
+    gains = [number for number in paper.PRINTED if number.quantity == "gain"]
+    assert len(gains) == 14
+    for gain in gains:
+        place = gain.where, gain.data
+        apart = accuracies[*place, gain.network] - accuracies[*place, gain.baseline]
+        assert (gain.value == pytest.approx(apart)) == (gain.data != "coil-20"), gain
+
+
+def test_every_printed_number_is_of_a_network_and_a_data_set_that_exist():
+    known = {*MODELS, describe(create_model("capsnet", squash_constant=1.0).config)}
+    for number in paper.PRINTED:
+        assert number.network in known
+        assert number.baseline in known | {""}
+        assert number.data in DATA_SETS
+    assert len(set(paper.PRINTED)) == len(paper.PRINTED)
+
+
+def test_the_replication_page_lists_the_same_decisions_and_contradictions():
+    page = (DOCS / "replication.md").read_text()
+    for decision in paper.DECISIONS:
+        assert f"| {' | '.join(decision)} |".replace("|  |", "| |") in page, decision.number
+    for number, text in paper.DIFFERENCES:
+        assert f"- {number}. {text}" in " ".join(page.split()), number
+    for contradiction in paper.CONTRADICTIONS:
+        assert contradiction in " ".join(page.split()), contradiction

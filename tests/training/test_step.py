@@ -1,0 +1,169 @@
+"""The training step: the same training compiled or not, and compiled only where it pays."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from dualcaps import create_model, step
+from dualcaps.models import Network
+from dualcaps.training.step import TrainingStep
+
+BATCH = 8
+
+
+def make_step(said: list[str] | None = None, **options: Any) -> tuple[Network, TrainingStep]:
+    torch.manual_seed(0)
+    model = create_model("capsnet", (1, 12, 12), 3)
+    optimiser = torch.optim.Adam(model.parameters(), 1e-3)
+    settings = {"batch_size": BATCH, "steps": 100, "reconstruction_weight": 0.0005, "bfloat16": False}
+    settings |= {"compile": "never", "say": (said if said is not None else []).append}
+    return model, TrainingStep(model, optimiser, **(settings | options))
+
+
+def batch(count: int = BATCH) -> tuple[torch.Tensor, torch.Tensor]:
+    random = torch.Generator().manual_seed(count)
+    return torch.rand(count, 1, 12, 12, generator=random), torch.randint(3, (count,), generator=random)
+
+
+COMPILED = """
+import torch
+from dualcaps import create_model
+from dualcaps.training.step import TrainingStep
+
+results, said = [], []
+for compile in ("never", "always"):
+    torch.manual_seed(0)
+    model = create_model("da-capsnet", (1, 12, 12), 3)
+    settings = {"batch_size": 8, "steps": 9, "reconstruction_weight": 0.0005, "bfloat16": False, "say": said.append}
+    step = TrainingStep(model, torch.optim.Adam(model.parameters()), compile=compile, **settings)
+    outcomes = [step(torch.rand(n, 1, 12, 12), torch.randint(3, (n,))) for n in (8, 8, 5, 8)]
+    assert step.compiled == (compile == "always"), said
+    results.append([*(outcome.loss for outcome in outcomes), *model.state_dict().values()])
+for eager, compiled in zip(*results):
+    torch.testing.assert_close(compiled, eager, atol=1e-5, rtol=1e-3)
+print("alike")
+"""
+
+
+def test_compiled_and_eager_steps_train_alike():
+    # In a process without the tests' run-time type checks, which cannot be compiled.
+    said = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, check=False)
+    assert said.stdout == "alike\n", said.stderr
+
+
+def test_losses_do_not_change_after_the_fact():
+    _, train = make_step()
+    first = train(*batch())
+    kept = first.loss.item()
+    train(*batch(5))
+    assert first.loss.item() == kept
+    assert not first.loss.requires_grad
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Steps take one second each; compiled ones, which compile nothing here, take `compiled_pace`."""
+    fake = SimpleNamespace(now=0.0, pace=1.0, compiled_pace=0.5, compilations=0, ran=False)
+
+    def perf_counter() -> float:
+        fake.now += fake.pace
+        return fake.now
+
+    def pretend(function: Callable, **options: Any) -> Callable:
+        def run(*arguments: torch.Tensor) -> Any:
+            fake.pace = fake.compiled_pace if fake.ran else 20.0
+            fake.ran = True
+            return function(*arguments)
+
+        fake.compilations += 1
+        fake.ran = False
+        return run
+
+    monkeypatch.setattr(step, "time", SimpleNamespace(perf_counter=perf_counter))
+    monkeypatch.setattr(step.torch, "compile", pretend)
+    return fake
+
+
+def test_a_long_run_is_compiled_once_and_says_so(clock: SimpleNamespace):
+    said: list[str] = []
+    _, train = make_step(said, compile="auto", steps=1000)
+    for _ in range(40):
+        train(*batch())
+    assert train.compiled
+    assert clock.compilations == 1
+    assert "987 steps of 1000.0 ms are to come" in said[0]
+    assert "1000.0 -> 500.0 ms a step" in said[1]
+    assert len(said) == 2
+
+
+def test_a_short_run_is_not_compiled(clock: SimpleNamespace):
+    said: list[str] = []
+    _, train = make_step(said, compile="auto", steps=100)
+    for _ in range(40):
+        train(*batch())
+    assert not train.compiled
+    assert clock.compilations == 0
+    assert said == []
+
+
+def test_what_was_measured_before_decides(clock: SimpleNamespace):
+    clock.compiled_pace = 0.1  # better than the guess, by which 87 steps would not pay
+    _, train = make_step(compile="auto", steps=1000)
+    for _ in range(40):
+        train(*batch())
+    assert train.compiled
+    clock.pace = 1.0
+    _, train = make_step(compile="auto", steps=100)
+    for _ in range(20):
+        train(*batch())
+    assert clock.compilations == 2
+
+
+def test_a_compiled_step_that_is_slower_is_given_up(clock: SimpleNamespace):
+    said: list[str] = []
+    clock.compiled_pace = 2.0
+    _, train = make_step(said, compile="auto", steps=1000)
+    for _ in range(40):
+        train(*batch())
+    assert not train.compiled
+    assert said[-1].startswith("not compiled any more: 1000.0 -> 2000.0 ms a step")
+
+
+def test_without_a_compiler_training_goes_on_and_says_why(monkeypatch: pytest.MonkeyPatch):
+    def no_compiler(*_: Any) -> None:
+        raise RuntimeError("Failed to find a C++ compiler\nand much more")
+
+    monkeypatch.setattr(step.torch, "compile", lambda function, **_: no_compiler)
+    said: list[str] = []
+    model, train = make_step(said, compile="always")
+    before = model.state_dict()["votes.transform.weight"].clone()
+    assert train(*batch()).loss > 0
+    assert said == ["not compiled: Failed to find a C++ compiler"]
+    assert not torch.equal(before, model.state_dict()["votes.transform.weight"])
+
+
+def test_running_out_of_memory_is_no_reason_to_go_on(monkeypatch: pytest.MonkeyPatch):
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(step.torch, "compile", lambda function, **_: full)
+    _, train = make_step(compile="always")
+    with pytest.raises(torch.OutOfMemoryError):
+        train(*batch())
+
+
+def test_a_damaged_record_is_passed_over(clock: SimpleNamespace):
+    _, train = make_step(compile="auto", steps=1000)
+    train._record.parent.mkdir(parents=True)
+    for content in ("", "{", "[]", '{"compiling": 0, "eager": 0, "compiled": 0}', '{"compiling": "x"}'):
+        train._record.write_text(content)
+        _, train = make_step(compile="auto", steps=1000)
+        clock.pace = 1.0
+        for _ in range(14):
+            train(*batch())
+        assert train.compiled

@@ -110,7 +110,9 @@ class Run:
         model, training, data = configs
         classes = tuple(map(str, sections["classes"]))
         if len(classes) != model.num_classes:
-            raise RunError(f"{path / CONFIG}: {len(classes)} class names for {model.num_classes} classes: {TRAIN_AGAIN}")
+            raise RunError(
+                f"{path / CONFIG}: {len(classes)} class names for {model.num_classes} classes: {TRAIN_AGAIN}"
+            )
         history = read_metrics(path) if (path / METRICS).is_file() else []
         result = None
         if (path / RESULT).is_file():

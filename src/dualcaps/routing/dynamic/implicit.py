@@ -5,12 +5,11 @@ Where all children share one linear map, û_j|i = W_j x_i, both steps of an iter
 [B, J, N] couplings and [B, J, Q] sums instead of [B, J, N, D] votes.
 """
 
-from typing import Literal
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dualcaps.config import Update
 from dualcaps.routing.dynamic.eager import squash
 
 
@@ -19,7 +18,7 @@ def route_implicit(
     transform: Float[Tensor, "parents dim channels"],
     iterations: int,
     squash_constant: float,
-    update: Literal["accumulate", "replace"],
+    update: Update,
 ) -> tuple[Float[Tensor, "batch parents dim"], Float[Tensor, "batch parents children"]]:
     """Route the children's votes; see `dualcaps.routing.route_children` for the arguments.
 

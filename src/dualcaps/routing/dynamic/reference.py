@@ -3,18 +3,18 @@
 Never optimised. Every sum and exponential of the equations is one Python statement.
 """
 
-from typing import Literal
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from dualcaps.config import Update
 
 
 def route_reference(
     votes: Float[Tensor, "batch parents children dim"],
     iterations: int,
     squash_constant: float,
-    update: Literal["accumulate", "replace"],
+    update: Update,
 ) -> tuple[Float[Tensor, "batch parents dim"], Float[Tensor, "batch parents children"]]:
     """Route each sample on its own; see `dualcaps.route` for the arguments."""
     votes = votes.to(torch.promote_types(votes.dtype, torch.float32))

@@ -13,13 +13,15 @@ softmax's denominator, once for the sums.
 # Triton's types say nothing of what its compiler takes.
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
+
+from dualcaps.config import Update
 
 LARGEST_DIM = 4096
 """Parents' numbers that a tile can hold."""
@@ -467,7 +469,7 @@ def route_triton(
     votes: Float[Tensor, "batch parents children dim"],
     iterations: int,
     squash_constant: float,
-    update: Literal["accumulate", "replace"],
+    update: Update,
     keep_couplings: bool,
 ) -> tuple[Float[Tensor, "batch parents dim"], Float[Tensor, "batch parents children"] | None]:
     """Route float32, bfloat16 or float16 votes on a CUDA device; see `dualcaps.route` for the arguments."""

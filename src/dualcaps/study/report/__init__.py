@@ -39,7 +39,17 @@ from dualcaps.study.statistics import (
 from dualcaps.errors import RunError
 from dualcaps.study.paper import Printed
 from dualcaps.plots import accuracy_bands, png, strip_rows, svg
-from dualcaps.study.records import COPIES, RUNS, Record, Records, name_of, read_copies, read_records, write_csv, write_records
+from dualcaps.study.records import (
+    COPIES,
+    RUNS,
+    Record,
+    Records,
+    name_of,
+    read_copies,
+    read_records,
+    write_csv,
+    write_records,
+)
 
 FINDINGS = "findings.csv"
 

@@ -1,0 +1,36 @@
+"""What routing returns."""
+
+from typing import NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor
+
+
+class RoutingIteration(NamedTuple):
+    """One iteration of routing.
+
+    logits: b, before the couplings of this iteration are computed from them; zero in the first. For
+        methods without logits, the logarithm of the couplings.
+    couplings: c, how much of child i goes to parent j.
+    parents: the poses that follow from them.
+    """
+
+    logits: Float[Tensor, "batch parents children"]
+    couplings: Float[Tensor, "batch parents children"]
+    parents: Float[Tensor, "batch parents dim"]
+
+
+class Routing(NamedTuple):
+    """Result of routing.
+
+    parents: the poses of the parent capsules; of dynamic routing each of length below 1.
+    couplings: how much of child i went to parent j in the last iteration, in [0, 1]. None where they
+        were not asked for.
+    activations: how sure each parent is that it is present, in [0, 1]; None where it is the pose's length.
+    iterations: an entry for each iteration where they were asked for, otherwise empty.
+    """
+
+    parents: Float[Tensor, "batch parents dim"]
+    couplings: Float[Tensor, "batch parents children"] | None = None
+    activations: Float[Tensor, "batch parents"] | None = None
+    iterations: tuple[RoutingIteration, ...] = ()

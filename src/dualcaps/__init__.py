@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from dualcaps.losses import cross_entropy as cross_entropy
     from dualcaps.losses import margin_loss as margin_loss
     from dualcaps.losses import reconstruction_loss as reconstruction_loss
+    from dualcaps.models import MODELS as MODELS
     from dualcaps.models import CapsNet as CapsNet
     from dualcaps.models import CapsOutput as CapsOutput
     from dualcaps.models import Intermediates as Intermediates
@@ -57,7 +58,7 @@ _MODULES = {
     "losses": ("cross_entropy", "margin_loss", "reconstruction_loss"),
     "models": (
         *("CapsNet", "CapsOutput", "Intermediates", "Network", "count_parameters", "create_model", "list_models"),
-        "wrap_module",
+        *("wrap_module", "MODELS"),
     ),
     "registry": (
         *("load_plugin", "register_dataset", "register_experiment", "register_model", "register_routing"),

@@ -1,55 +1,136 @@
-"""Answers of a trained network: lengths for images, and how often they are right."""
+"""Answers of a trained network: one policy for device, precision and batches.
+
+Every path that runs a network without training it (predict, evaluate, reconstructions, explanations) goes
+through `run_batches`.
+"""
 
 import dataclasses
+import math
 import os
+import warnings
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
 from torch.func import functional_call
 
-from dualcaps.runs import run as runs
-from dualcaps.data.load import DATA_SETS, DataOptions, load_data, load_labelled
+from dualcaps.config import Precision, PrecisionChoice
+from dualcaps.data.convert import images_from
+from dualcaps.data.dataset import ImageSplit
 from dualcaps.data.images import read_images
-from dualcaps.data.batches import Part, to_float
-from dualcaps.errors import ConfigError, DataError, RunError
-from dualcaps.models import ModelConfig, Network, build_model
+from dualcaps.data.load import load_data, load_labelled
+from dualcaps.errors import ConfigError, DataError, ModelError, RunError
+from dualcaps.models import CapsOutput, Intermediates, Network, build_model
+from dualcaps.nn import to_unit_range
+from dualcaps.registry import DATASETS, load_entry_points
+from dualcaps.runs.run import CONFIG, WEIGHTS, Run
 
 _BATCHES_READ_AHEAD = 3
-
-Precision = Literal["float32", "bfloat16"]
+_CALIBRATION_BINS = 15
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """How a network's predictions compare with the labels.
 
-    confusion: images by true class (rows) and predicted class (columns).
+    Attributes:
+        lengths: what the network answered, [images, classes].
+        labels: the class numbers, [images].
+        classes: class names in the order of the labels.
     """
 
-    confusion: np.ndarray
+    lengths: np.ndarray = field(repr=False)
+    labels: np.ndarray = field(repr=False)
+    classes: tuple[str, ...]
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """The predicted class numbers."""
+        return self.lengths.argmax(axis=1)
+
+    @property
+    def confusion(self) -> np.ndarray:
+        """Images by true class (rows) and predicted class (columns)."""
+        count = len(self.classes)
+        return np.bincount(self.labels * count + self.predicted, minlength=count**2).reshape(count, count)
 
     @property
     def accuracy(self) -> float:
-        """The part of all images predicted rightly, 0 to 1."""
-        return float(self.confusion.trace() / self.confusion.sum())
+        """The share of all images predicted correctly, 0 to 1."""
+        return float((self.predicted == self.labels).mean())
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The accuracy's 95 % interval (Wilson's score interval)."""
+        from scipy.stats import binomtest  # takes a moment to import
+
+        correct = int((self.predicted == self.labels).sum())
+        bounds = binomtest(correct, len(self.labels)).proportion_ci(method="wilson")
+        return float(bounds.low), float(bounds.high)
+
+    @property
+    def balanced_accuracy(self) -> float:
+        """The mean recall of the classes that have images."""
+        return float(np.nanmean(self.recall))
 
     @property
     def recall(self) -> np.ndarray:
-        """The part of each class's images predicted rightly; NaN for a class without images."""
+        """The share of each class's images predicted correctly; NaN for a class without images."""
         return _ratio(self.confusion.diagonal(), self.confusion.sum(axis=1))
 
     @property
     def precision(self) -> np.ndarray:
-        """The part of the predictions of each class that is right; NaN for a class never predicted."""
+        """The share of the predictions of each class that is correct; NaN for a class never predicted."""
         return _ratio(self.confusion.diagonal(), self.confusion.sum(axis=0))
+
+    def top_k(self, k: int) -> float:
+        """The share of images whose class is among the k longest capsules."""
+        ranking = np.argsort(-self.lengths, axis=1, kind="stable")[:, :k]
+        return float((ranking == self.labels[:, None]).any(axis=1).mean())
+
+    def calibration_error(self, bins: int = _CALIBRATION_BINS) -> float:
+        """Expected calibration error of the longest capsule's length (Guo et al. 2017, arXiv:1706.04599).
+
+        The mean, weighted by images, of |accuracy - mean length| over equal bins of the length from 0 to 1.
+        """
+        confidence, correct = self.lengths.max(axis=1), self.predicted == self.labels
+        place = np.minimum((confidence * bins).astype(int), bins - 1)
+        gaps = [
+            abs(correct[place == bin_].mean() - confidence[place == bin_].mean()) * (place == bin_).sum()
+            for bin_ in np.unique(place)
+        ]
+        return float(sum(gaps) / len(self.labels))
+
+    def most_confidently_wrong(self, count: int = 20) -> np.ndarray:
+        """Indices of the wrongly predicted images whose predicted class's capsule is longest, longest first."""
+        wrong = np.flatnonzero(self.predicted != self.labels)
+        return wrong[np.argsort(-self.lengths[wrong].max(axis=1), kind="stable")][:count]
+
+
+@dataclass(frozen=True)
+class RunEvaluation:
+    """A run evaluated on some images.
+
+    Attributes:
+        evaluation: predictions and labels.
+        model: the network.
+        split: the images.
+        official: whether they are a data set's official ones; None where there are none.
+        notes: what was done with the images that a user should know.
+    """
+
+    evaluation: Evaluation
+    model: Network
+    split: ImageSplit
+    official: bool | None
+    notes: tuple[str, ...]
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
@@ -57,7 +138,7 @@ def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device that a name stands for; "auto" is the fastest kind at hand.
+    """The device of a name; "auto" is the fastest kind available.
 
     Raises:
         ConfigError: the name is no device, or this machine lacks it.
@@ -72,7 +153,7 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def choose_precision(name: Literal["auto", "float32", "bfloat16"], device: torch.device) -> Precision:
+def choose_precision(name: PrecisionChoice, device: torch.device) -> Precision:
     """The number type to compute in; "auto" is bfloat16 where the device multiplies it fast."""
     if name != "auto":
         return name
@@ -83,66 +164,134 @@ def choose_precision(name: Literal["auto", "float32", "bfloat16"], device: torch
     return "bfloat16" if fast else "float32"
 
 
-def load_model(run: str | Path, device: str = "auto") -> Network:
-    """The trained network of a finished run, ready to predict.
+def choose_batch_size(device: torch.device) -> int:
+    """Images at a time with which a device predicts fastest; CPUs run at half the speed with 512."""
+    return 128 if device.type == "cpu" else 1024
+
+
+def load_model(run: str | Path | Run, device: str = "auto", *, model: Network | None = None) -> Network:
+    """The trained network of a run, ready to predict.
+
+    Of a run that is not finished, the best weights so far are loaded, with a `UserWarning`.
+
+    Args:
+        run: the run folder.
+        device: where to place it, see `choose_device`.
+        model: a network to load the weights into, for one that is not registered by name.
 
     Raises:
         RunError: the folder is missing, incomplete, damaged or from another version.
+        ModelError: its network, trunk or routing method is not registered.
         ConfigError: this machine lacks the device.
     """
-    path = Path(run)
-    config = runs.read_config(path)
-    runs.read_result(path)
-    model = build_model(runs.parse(ModelConfig, config["model"], path))
-    if len(config["classes"]) != model.config.num_classes:
-        raise RunError(
-            f"{path / runs.CONFIG}: holds no class names for {model.config.num_classes} classes: {runs.TRAIN_AGAIN}"
+    opened = run if isinstance(run, Run) else Run.open(run)
+    if model is None:
+        try:
+            model = build_model(dataclasses.replace(opened.model, trunk_weights=None))
+        except ModelError as error:
+            sessions = opened.provenance["sessions"]
+            plugins = sessions[-1].get("plugins") if sessions else None
+            hint = (
+                f": load its plug-in with --plugin {' --plugin '.join(plugins)}"
+                if plugins
+                else ": load the plug-in that registers it (--plugin FILE), or pass the network: load_model(run, model=…)"
+            )
+            raise ModelError(f"{opened.path}: {str(error).partition(': ')[0]}{hint}") from error
+    if not opened.finished:
+        if not (opened.path / WEIGHTS).is_file():
+            raise RunError(f"{opened.path}: no epoch is finished yet: train on with --resume")
+        best = _best_epoch(opened)
+        warnings.warn(
+            f"{opened.path} is not finished: these are the weights of epoch {best}, the best of "
+            f"{len(opened.history)} of {opened.training.epochs}",
+            stacklevel=2,
         )
-    model.classes = tuple(config["classes"])
     try:
-        model.load_state_dict(runs.read_weights(path))
+        model.load_state_dict(opened.weights())
     except RuntimeError as error:
-        raise RunError(f"{path / runs.WEIGHTS}: not the weights of the network in {runs.CONFIG}") from error
+        raise RunError(f"{opened.path / WEIGHTS}: not the weights of the network in {CONFIG}") from error
+    model.classes = opened.classes
+    value_range = opened.provenance["data"].get("value_range")
+    model.value_range = None if value_range is None else (value_range[0], value_range[1])
     return model.place(choose_device(device)).eval()
 
 
+def _best_epoch(run: Run) -> int:
+    key = f"{run.selected_on}_accuracy"
+    return max(run.history, key=lambda line: (line[key], line["epoch"]))["epoch"] if run.history else 0
+
+
 @torch.inference_mode()
-def predict(
+def run_batches(
     model: Network,
-    images: UInt8[Tensor, "count channels height width"],
+    images: Tensor,
     *,
     precision: Precision = "float32",
     batch_size: int | None = None,
-) -> Float[Tensor, "count classes"]:
-    """The length of each class's capsule for each image, on the CPU.
+    intermediates: bool = False,
+) -> Iterator[tuple[Float[Tensor, "batch channels height width"], CapsOutput | Intermediates]]:
+    """Run a network over images, batch by batch, in evaluation mode.
 
     Args:
-        model: the network, on any device; it is left in evaluation mode.
-        images: values 0 to 255, in the shape that the network was built for.
-        precision: the number type of the layers; what routing sums, squashes and couples with is
-            always float32.
-        batch_size: images at a time; it does not change the answers. Without, what the device is
-            fastest with.
+        model: on any device; it is left in evaluation mode.
+        images: uint8 [N, C, H, W] from 0 to 255, or floats in [0, 1], on any device.
+        precision: the number type of the layers; what routing sums, squashes and couples with is always float32.
+        batch_size: images at a time; it does not change the answers. By default `choose_batch_size`.
+        intermediates: see `Network.forward`.
 
-    Raises:
-        ModelError: images of another shape.
+    Yields:
+        The batch as floats in [0, 1] on the model's device, and what the network answered.
     """
     model.eval()
     device = next(model.parameters()).device
     # Rounded once; autocast would round the weights again for each batch.
     number_type = getattr(torch, precision)
     weights = {
-        name: weight.to(number_type) for name, weight in model.state_dict().items() if not name.startswith("decoder.")
+        name: weight.to(number_type) if weight.is_floating_point() else weight
+        for name, weight in model.state_dict().items()
+        if not name.startswith("decoder.")
     }
-    lengths = [
-        functional_call(model, weights, to_float(batch.to(device), number_type)).lengths.float()
-        for batch in images.split(batch_size or _batch_size(device))
-    ]
-    return torch.cat(lengths).cpu()
+    arguments: dict[str, Any] = {"intermediates": True} if intermediates else {}
+    for batch in images.split(batch_size or choose_batch_size(device)):
+        placed = batch.to(device)
+        inputs = to_unit_range(placed, number_type) if placed.dtype == torch.uint8 else placed.to(number_type)
+        yield inputs, functional_call(model, weights, inputs, arguments)
 
 
-def _batch_size(device: torch.device) -> int:
-    return 128 if device.type == "cpu" else 1024  # CPUs ran at half the speed with 512
+def predict(
+    model: Network,
+    images: Any,
+    *,
+    precision: Precision = "float32",
+    batch_size: int | None = None,
+) -> Float[Tensor, "count classes"]:
+    """The length of each class's capsule for each image.
+
+    Args:
+        model: the network, on any device; it is left in evaluation mode.
+        images: what `dualcaps.data.convert.images_from` takes: a tensor, array or list of images, uint8 from 0 to 255
+            or floats in [0, 1], channels first or last; one image; PIL images.
+        precision, batch_size: see `run_batches`.
+
+    Returns:
+        Lengths in [0, 1] on the CPU, in float32.
+
+    Raises:
+        DataError: values whose range cannot be known, or an ambiguous shape.
+        ModelError: images of another shape.
+
+    Example:
+        >>> model = create_model("capsnet", (1, 28, 28), 10)
+        >>> predict(model, torch.zeros(2, 1, 28, 28, dtype=torch.uint8)).shape
+        torch.Size([2, 10])
+    """
+    pixels = images_from(images, model.config.image_shape, model.value_range)
+    if tuple(pixels.shape[1:]) != model.config.image_shape:
+        model.prepare(pixels)  # raises ModelError
+    if not len(pixels):
+        return torch.empty(0, model.config.num_classes)
+    batches = run_batches(model, pixels, precision=precision, batch_size=batch_size)
+    return torch.cat([output.lengths.float() for _, output in batches]).cpu()
 
 
 def predict_files(
@@ -153,9 +302,9 @@ def predict_files(
     batch_size: int | None = None,
     unread: dict[int, str] | None = None,
 ) -> Float[Tensor, "count classes"]:
-    """`predict` for image files of any size and mode, brought to the network's shape.
+    """`predict` for image files of any size and mode, resized to the network's shape.
 
-    While the network sees one batch the next ones are read.
+    While the network computes one batch the next ones are read.
 
     Args:
         model, precision, batch_size: see `predict`.
@@ -164,16 +313,17 @@ def predict_files(
             the reason are noted here, and its lengths are NaN.
 
     Raises:
-        DataError: a file that is no image that can be read, without `unread`.
+        DataError: a file is no image that can be read, and `unread` is not given.
     """
     device = next(model.parameters()).device
-    size = batch_size or _batch_size(device)
+    size = batch_size or choose_batch_size(device)
     batches = [paths[start : start + size] for start in range(0, len(paths), size)]
     answers = []
 
     def read(batch: Sequence[Path]) -> tuple[np.ndarray, dict[int, str]]:
         skipped: dict[int, str] = {}
-        return read_images(batch, model.config.image_shape, unread=None if unread is None else skipped), skipped
+        noted = None if unread is None else skipped
+        return read_images(batch, model.config.image_shape, unread=noted, value_range=model.value_range), skipped
 
     with ThreadPoolExecutor(1) as reader:
         coming = deque(reader.submit(read, batch) for batch in batches[:_BATCHES_READ_AHEAD])
@@ -186,27 +336,56 @@ def predict_files(
                 if unread is not None:
                     unread |= {number * size + place: reason for place, reason in sorted(skipped.items())}
         finally:
-            reader.shutdown(cancel_futures=True)  # after an error nothing is waited for
+            reader.shutdown(cancel_futures=True)
     lengths = torch.cat(answers)
     if unread:
-        lengths[list(unread)] = torch.nan
+        lengths[list(unread)] = math.nan
     return lengths
 
 
 def evaluate(
-    model: Network, part: Part, *, precision: Precision = "float32", batch_size: int | None = None
+    model: Network, split: ImageSplit, *, precision: Precision = "float32", batch_size: int | None = None
 ) -> Evaluation:
-    """Predict the images of a part and count; see `predict` for the arguments."""
-    predicted = predict(model, part.images, precision=precision, batch_size=batch_size).argmax(dim=1)
-    classes = model.config.num_classes
-    pairs = part.labels.cpu() * classes + predicted
-    return Evaluation(torch.bincount(pairs, minlength=classes**2).reshape(classes, classes).numpy())
+    """Evaluate a network on labelled images.
+
+    Labels are compared by the names of their classes where the split has names and the network was trained with
+    names, otherwise by number.
+
+    Args:
+        model, precision, batch_size: see `predict`.
+        split: the images and labels.
+
+    Raises:
+        DataError: no images, or labels of classes that the network does not know.
+    """
+    if not len(split):
+        raise DataError("no images to evaluate on")
+    lengths = predict(model, split.images, precision=precision, batch_size=batch_size).numpy()
+    return Evaluation(lengths, _labels_by_name(model, split), model.classes)
+
+
+def _labels_by_name(model: Network, split: ImageSplit) -> np.ndarray:
+    """The split's labels as the network numbers its classes."""
+    labels, known = split.labels.cpu().numpy(), len(model.classes)
+    numbered = model.classes == tuple(str(number) for number in range(known))
+    if split.classes is not None and split.classes != model.classes and not numbered:
+        present = sorted(set(labels.tolist()))
+        if present[-1] >= len(split.classes):
+            raise DataError(f"label {present[-1]} is not one of the {len(split.classes)} classes")
+        if unknown := [split.classes[label] for label in present if split.classes[label] not in model.classes]:
+            raise DataError(f"class {unknown[0]!r} is not one of the network's: {', '.join(model.classes)}")
+        order = [model.classes.index(name) if name in model.classes else -1 for name in split.classes]
+        return np.array(order)[labels]
+    if labels.min() < 0 or labels.max() >= known:
+        wrong = int(labels.min() if labels.min() < 0 else labels.max())
+        raise DataError(f"label {wrong} is not one of the network's {known} classes, which are numbered from 0")
+    return labels
 
 
 def evaluate_run(
     run: str | Path, source: str | None = None, *, data_dir: str | Path | None = None, device: str = "auto"
-) -> tuple[Evaluation, Network, bool | None]:
-    """Evaluate a finished run, in the precision it was trained in, on test images.
+) -> RunEvaluation:
+    """Evaluate a run, in the precision it was trained in, on test images.
 
     Args:
         run: the run folder.
@@ -215,34 +394,43 @@ def evaluate_run(
         data_dir: where the files of a named data set are looked for first.
         device: where to compute.
 
-    Returns:
-        The evaluation, the network, and whether the images are a data set's official ones (None
-        where there is no telling).
-
     Raises:
         DataError: the images cannot be found or read, are of other classes, or are not those
             that the run was trained on.
-        RunError, ConfigError: as `load_model`.
+        RunError, ModelError, ConfigError: as `load_model`.
     """
-    path, official = Path(run), None
-    model = load_model(path, device)
-    options = runs.parse(DataOptions, runs.read_config(path)["data"], path)
+    opened = Run.open(run)
+    model = load_model(opened, device)
+    options = opened.data
     if data_dir is not None:
         options = dataclasses.replace(options, data_dir=os.fspath(data_dir))
     channels, height, width = model.config.image_shape
+    load_entry_points()
+    official, notes = None, ()
     if source is None or options.source in (source, str(Path(source).resolve())):
+        if options.source == "":
+            raise DataError(f"{opened.path}: was trained on arrays: name the images to evaluate on")
         data = load_data(**vars(options))
-        if data.provenance["sha256"] != runs.read_provenance(path)["data"]["sha256"]:
+        if not same_images(data, opened):
             raise DataError(
-                f"{options.source}: changed since {path} was trained on it, so test images cannot be told from "
+                f"{options.source}: changed since {opened.path} was trained on it, so test images cannot be told from "
                 "training images: put the images to evaluate on into another folder and name that"
             )
-        part, official = data.test, data.provenance["official"]
-    elif source in DATA_SETS:
+        split, official, notes = data.test, data.provenance["official"], data.notes
+    elif source in DATASETS:
         data = load_data(source, data_dir=options.data_dir, image_size=(height, width), channels=channels)
-        if data.classes != model.classes:
+        if not set(data.classes) <= set(model.classes):
             raise DataError(f"{source}: its classes are not the run's: {', '.join(model.classes)}")
-        part, official = data.test, data.provenance["official"]
+        split, official, notes = data.test, data.provenance["official"], data.notes
     else:
-        part = load_labelled(source, model.classes, model.config.image_shape)
-    return evaluate(model, part, precision=runs.read_result(path)["precision"]), model, official
+        split = load_labelled(source, model.classes, model.config.image_shape, value_range=model.value_range)
+    trained_in = opened.result["precision"] if opened.result else opened.provenance["sessions"][-1]["precision"]
+    return RunEvaluation(evaluate(model, split, precision=trained_in), model, split, official, tuple(notes))
+
+
+def same_images(data: Any, run: Run) -> bool:
+    """Whether a loaded data set has the images and the split that a run was started with."""
+    known = run.provenance["data"]
+    if "sha256" in known:
+        return known["sha256"] == data.fingerprint
+    return known.get("sha256_format_1") == data.provenance.get("sha256_format_1")

@@ -1,47 +1,94 @@
 """Losses: pure functions of what the network answered, the mean over the batch."""
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 
 def margin_loss(
     lengths: Float[Tensor, "batch classes"],
-    labels: Int[Tensor, "batch"],
+    labels: Tensor,
     *,
     present: float = 0.9,
     absent: float = 0.1,
     absent_weight: float = 0.5,
+    label_smoothing: float = 0.0,
+    class_weight: Float[Tensor, "classes"] | None = None,
 ) -> Float[Tensor, ""]:
     """Margin loss, summed over the classes (Sabour et al. 2017, Eq. 4).
 
-    `T max(0, m+ - |v|)^2 + lambda (1 - T) max(0, |v| - m-)^2`, where T is 1 for the labelled
-    class and 0 for the others.
+    `T max(0, m+ - |v|)^2 + lambda (1 - T) max(0, |v| - m-)^2`, where T is 1 for the labelled class and 0 for
+    the others.
 
     Args:
         lengths: the capsules' lengths, in [0, 1].
-        labels: class numbers, 0 to classes - 1.
+        labels: class numbers [B], int64 from 0 to classes - 1, or T itself [B, classes] in [0, 1].
         present: m+, the length wanted of the labelled class at least.
         absent: m-, the length allowed to the other classes.
         absent_weight: lambda, the weight of the other classes.
+        label_smoothing: s, at least 0 and below 1; T becomes (1 - s) T + s / classes.
+        class_weight: weight of each class; the mean over the batch is then weighted by the labelled class's.
+
+    Returns:
+        The mean over the batch.
+
+    Example:
+        >>> margin_loss(torch.tensor([[0.9, 0.1], [0.2, 0.5]]), torch.tensor([0, 1]))
+        tensor(0.0825)
     """
-    one_hot = torch.nn.functional.one_hot(labels, lengths.shape[1]).to(lengths.dtype)
+    targets = _targets(labels, lengths, label_smoothing)
     missing = (present - lengths).clamp_min(0).square()
     excess = (lengths - absent).clamp_min(0).square()
-    return (one_hot * missing + absent_weight * (1 - one_hot) * excess).sum(dim=1).mean()
+    losses = (targets * missing + absent_weight * (1 - targets) * excess).sum(dim=1)
+    return _weighted_mean(losses, labels, lengths, class_weight)
 
 
 def reconstruction_loss(
     reconstructions: Float[Tensor, "batch channels height width"],
     images: Float[Tensor, "batch channels height width"],
 ) -> Float[Tensor, ""]:
-    """Sum of squared differences over an image's values, both in [0, 1]."""
+    """Sum of squared differences over an image's values, both in [0, 1]; the mean over the batch."""
     return (reconstructions - images).square().flatten(1).sum(dim=1).mean()
 
 
-def cross_entropy(probabilities: Float[Tensor, "batch classes"], labels: Int[Tensor, "batch"]) -> Float[Tensor, ""]:
-    """Negative log-likelihood of the labels, for the `cnn`, whose lengths are probabilities.
+def cross_entropy(
+    probabilities: Float[Tensor, "batch classes"],
+    labels: Tensor,
+    *,
+    label_smoothing: float = 0.0,
+    class_weight: Float[Tensor, "classes"] | None = None,
+) -> Float[Tensor, ""]:
+    """Cross-entropy of probabilities, for networks whose lengths are a softmax.
 
     Probabilities below 1e-7 count as 1e-7, the clipping of the Keras of the paper.
+
+    Args:
+        probabilities: they sum to 1 over the classes.
+        labels, label_smoothing, class_weight: as in `margin_loss`.
+
+    Returns:
+        The mean over the batch.
+
+    Example:
+        >>> cross_entropy(torch.tensor([[0.5, 0.5]]), torch.tensor([1]))
+        tensor(0.6931)
     """
-    return torch.nn.functional.nll_loss(probabilities.clamp_min(1e-7).log(), labels)
+    logarithms = probabilities.clamp_min(1e-7).log()
+    if labels.ndim == 1 and not label_smoothing and class_weight is None:
+        return torch.nn.functional.nll_loss(logarithms, labels)
+    losses = -(_targets(labels, probabilities, label_smoothing) * logarithms).sum(dim=1)
+    return _weighted_mean(losses, labels, probabilities, class_weight)
+
+
+def _targets(labels: Tensor, lengths: Tensor, smoothing: float) -> Tensor:
+    classes = lengths.shape[1]
+    targets = labels if labels.ndim == 2 else torch.nn.functional.one_hot(labels, classes)
+    targets = targets.to(lengths.dtype)
+    return (1 - smoothing) * targets + smoothing / classes if smoothing else targets
+
+
+def _weighted_mean(losses: Tensor, labels: Tensor, lengths: Tensor, class_weight: Tensor | None) -> Tensor:
+    if class_weight is None:
+        return losses.mean()
+    weights = _targets(labels, lengths, 0.0) @ class_weight.to(lengths.dtype)
+    return (losses * weights).sum() / weights.sum().clamp_min(torch.finfo(lengths.dtype).tiny)

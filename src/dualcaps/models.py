@@ -1,134 +1,89 @@
-"""The networks: which layers, how they are wired, and every size, derived from the images'."""
+"""The networks: how layers are wired, and every size, derived from the images' shape."""
 
 import dataclasses
-import itertools
-import os
+import inspect
 from collections import OrderedDict
-from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple, get_args
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from dualcaps.errors import ModelError
+from dualcaps.config import ModelConfig
+from dualcaps.errors import ModelError, unknown_name
+from dualcaps.losses import cross_entropy, margin_loss, reconstruction_loss
 from dualcaps.nn import (
     CapsAttention,
-    CapsAttentionKind,
     ConvAttention,
     Decoder,
-    Gate,
     GridVotes,
+    LayerStack,
     PositionVotes,
-    Trunk,
     glorot_conv,
     glorot_linear,
+    to_unit_range,
 )
-from dualcaps.routing import Update, route, route_children
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """One network, complete: `create_model` takes a name's defaults from `MODELS`.
-
-    Attributes:
-        name: the network's name in `MODELS`, which gave the other values their defaults.
-        image_shape: channels, height and width of the images, in pixels.
-        num_classes: how many classes, and so parent capsules.
-        conv_attention: gate the channels of the convolutions (Eqs. 8-12).
-        caps_attention: gate the votes (Eqs. 13-16); see `dualcaps.nn.CapsAttention`.
-        gate: the paper's tanh with a residual, squeeze and excitation's sigmoid, or "additive", which
-            adds where the others multiply, in both.
-        width: channels of the first two convolutions; the others have two and four times as many.
-        extra_conv: add the convolution 256 3x3 that the paper's Table 3 lists and its text lacks.
-        iterations: routing iterations, at least 1.
-        squash_constant: k > 0 of the squash.
-        update: whether routing adds agreement to the logits or replaces them.
-        decoder: add the decoder, which reconstructs the image from one class's pose.
-
-    Raises:
-        ModelError: a value outside its range.
-    """
-
-    name: str
-    image_shape: tuple[int, int, int] = (1, 28, 28)
-    num_classes: int = 10
-    conv_attention: bool = False
-    caps_attention: Literal["none", "element", "capsule", "shared"] = "none"
-    gate: Gate = "tanh"
-    width: int = 64
-    extra_conv: bool = False
-    iterations: int = 3
-    squash_constant: float = 0.5
-    update: Update = "accumulate"
-    decoder: bool = True
-
-    def __post_init__(self) -> None:
-        shape = self.image_shape
-        if len(shape) != 3 or any(size < 1 for size in shape):
-            raise ModelError(f"image_shape must be channels, height and width of at least 1, got {shape}")
-        if self.num_classes < 2:
-            raise ModelError(f"num_classes must be at least 2, got {self.num_classes}")
-        for name, value in (("iterations", self.iterations), ("width", self.width)):
-            if value < 1:
-                raise ModelError(f"{name} must be at least 1, got {value}")
-        if not 0 < self.squash_constant < float("inf"):
-            raise ModelError(f"squash_constant must be a number above 0, got {self.squash_constant}")
-        for switch, allowed in (
-            ("caps_attention", ("none", *get_args(CapsAttentionKind))),
-            ("gate", get_args(Gate)),
-            ("update", get_args(Update)),
-        ):
-            if getattr(self, switch) not in allowed:
-                raise ModelError(f"{switch} must be one of {', '.join(allowed)}, got {getattr(self, switch)!r}")
-        if self.gate != "tanh" and not self.conv_attention and self.caps_attention == "none":
-            raise ModelError(f"{self.name} has no attention module that a {self.gate} gate could be in")
-
+from dualcaps.nn.trunks import TIMM_PREFIX, build_trunk, describe_shape, feature_shape
+from dualcaps.nn.trunks.timm import load_trunk_weights
+from dualcaps.registry import MODELS as MODELS
+from dualcaps.registry import TRUNKS, load_entry_points, lookup, register_model
+from dualcaps.routing import RoutingIteration, RoutingLayer, method_options, route_children
 
 PARENT_DIM = 16
-_VOTES_WORTH_MAKING = 1024  # numbers a child casts its votes in
-
-MODELS: Mapping[str, ModelConfig] = {
-    config.name: config
-    for config in (
-        ModelConfig("capsnet"),
-        ModelConfig("capsnet-conv-att", conv_attention=True),
-        ModelConfig("capsnet-caps-att", caps_attention="element"),
-        ModelConfig("da-capsnet", conv_attention=True, caps_attention="element"),
-        ModelConfig("cnn", decoder=False),
-        ModelConfig("sabour-capsnet", squash_constant=1.0),
-    )
-}
-"""The networks of the paper, by name, with their default switches."""
-
-# What a network leaves out of the common switches; asking for it is an error, not a no-op.
-_MISSING_SWITCHES = {
-    "cnn": (
-        *("conv_attention", "caps_attention", "gate", "width", "extra_conv"),
-        *("iterations", "squash_constant", "update", "decoder"),
-    ),
-    "sabour-capsnet": ("conv_attention", "caps_attention", "gate", "width", "extra_conv"),
-}
+_SABOUR_CHILD_DIM = 8
+_EXPLICIT_VOTES = 1024  # votes' dimensions per child up to which explicit votes are faster on CUDA
 
 
 class CapsOutput(NamedTuple):
     """What a network answers.
 
-    lengths: for each class how sure the network is that the image shows it, in [0, 1): the
-        length of the class's pose; for the `cnn` its softmax, which sums to 1.
-    poses: the parent capsules; for the `cnn`, which has none, `dim` is 0.
+    lengths: for each class how sure the network is that the image shows it, in [0, 1]: the length of the
+        class's pose, the routing method's activation, or of a network without capsules its softmax.
+    poses: the parent capsules; of a network without capsules `dim` is 0.
     """
 
     lengths: Float[Tensor, "batch classes"]
     poses: Float[Tensor, "batch classes dim"]
 
 
+class Intermediates(NamedTuple):
+    """What a network computes on the way; None where it has no such part.
+
+    lengths, poses: as in `CapsOutput`.
+    features: the trunk's feature map, before Conv-Attention.
+    conv_gates: Conv-Attention's gates a, one for each channel.
+    gated_features: the feature map after Conv-Attention.
+    votes: before Caps-Attention.
+    caps_gates: Caps-Attention's gates a; the last axis has the votes' dimension, or 1.
+    gated_votes: what is routed.
+    couplings: of the last routing iteration.
+    iterations: logits, couplings and parents of each routing iteration, as far as the method has them.
+    """
+
+    lengths: Float[Tensor, "batch classes"]
+    poses: Float[Tensor, "batch classes dim"]
+    features: Float[Tensor, "batch channels rows columns"] | None = None
+    conv_gates: Float[Tensor, "batch channels"] | None = None
+    gated_features: Float[Tensor, "batch channels rows columns"] | None = None
+    votes: Float[Tensor, "batch classes children dim"] | None = None
+    caps_gates: Float[Tensor, "batch classes children gate_dim"] | None = None
+    gated_votes: Float[Tensor, "batch classes children dim"] | None = None
+    couplings: Float[Tensor, "batch classes children"] | None = None
+    iterations: tuple[RoutingIteration, ...] = ()
+
+
 class Network(nn.Module):
-    """What all networks share: their configuration, the check of their input, the decoder.
+    """Base class of all networks: input scaling, loss and reconstruction.
+
+    A subclass defines `forward(images, intermediates=False)`, which begins with `self.prepare(images)` and
+    returns a `CapsOutput`, or `Intermediates` where they are asked for. It is constructed with a `ModelConfig`
+    and, if it has any, options of its own as keyword arguments; `@register_model(name)` makes it known by name.
 
     Attributes:
         config: how it was built.
-        classes: class names in the order of the labels; numbers until training names them.
+        classes: class names in the order of the labels; numbers until training sets them.
+        value_range: the pixel values of image files that mean 0 and 1 where files are not of 8 bits; None for 8 bits.
         decoder: None where it was built without.
     """
 
@@ -136,16 +91,64 @@ class Network(nn.Module):
         super().__init__()
         self.config = config
         self.classes = tuple(str(number) for number in range(config.num_classes))
+        self.value_range: tuple[float, float] | None = None
         self.decoder: Decoder | None = None
+
+    def forward(self, images: Tensor, intermediates: bool = False) -> CapsOutput | Intermediates:  # noqa: ARG002
+        """Classify images.
+
+        Args:
+            images: uint8 [B, C, H, W] from 0 to 255, or floats in [0, 1].
+            intermediates: whether to return what is computed on the way too.
+
+        Raises:
+            ModelError: images of another shape or type.
+        """
+        raise ModelError(f"{type(self).__name__} must define forward(images, intermediates=False)")
+
+    def loss(
+        self,
+        output: CapsOutput,
+        labels: Tensor,
+        images: Tensor | None = None,
+        reconstructions: Tensor | None = None,
+        *,
+        reconstruction_weight: float = 0.0005,
+        label_smoothing: float = 0.0,
+        class_weight: Float[Tensor, "classes"] | None = None,
+    ) -> Float[Tensor, ""]:
+        """Mean loss of a batch: margin loss, and the weighted reconstruction loss where images were reconstructed.
+
+        Args:
+            output: what the network answered.
+            labels: class numbers [B], or soft labels [B, classes] in [0, 1].
+            images: values in [0, 1], what the reconstructions should be.
+            reconstructions: what `reconstruct` returned for the labels.
+            reconstruction_weight: weight of the reconstruction loss.
+            label_smoothing: share of each label spread over all classes.
+            class_weight: weight of each class.
+        """
+        loss = self.classification_loss(
+            output.lengths, labels, label_smoothing=label_smoothing, class_weight=class_weight
+        )
+        if reconstructions is not None and images is not None:
+            loss = loss + reconstruction_weight * reconstruction_loss(reconstructions.float(), images)
+        return loss
+
+    def classification_loss(
+        self, lengths: Tensor, labels: Tensor, *, label_smoothing: float, class_weight: Tensor | None
+    ) -> Tensor:
+        """The margin loss; a network whose lengths are probabilities overrides it with the cross-entropy."""
+        return margin_loss(lengths, labels, label_smoothing=label_smoothing, class_weight=class_weight)
 
     def reconstruct(
         self, poses: Float[Tensor, "batch classes dim"], labels: Int[Tensor, "batch"] | None = None
     ) -> Float[Tensor, "batch channels height width"]:
-        """Draw the image that one pose of each sample stands for, values in [0, 1].
+        """Reconstruct images, values in [0, 1], from one pose of each sample.
 
         Args:
             poses: `CapsOutput.poses`.
-            labels: the class to draw; without it, the predicted one (the longest pose).
+            labels: the class whose pose to decode; without it, the longest pose.
 
         Raises:
             ModelError: the network was built without a decoder.
@@ -155,16 +158,26 @@ class Network(nn.Module):
         return self.decoder(poses, poses.norm(dim=-1).argmax(dim=1) if labels is None else labels)
 
     def place(self, device: torch.device) -> "Network":
-        """Move to a device, the weights channels last in memory, which convolutions are fastest with."""
+        """Move to a device, the weights channels last in memory, with which convolutions are fastest."""
         return self.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
-    def prepare(
-        self, images: Float[Tensor, "batch channels height width"]
-    ) -> Float[Tensor, "batch channels height width"]:
-        """The images channels last in memory; raises ModelError where the network was built for others."""
+    def prepare(self, images: Tensor) -> Float[Tensor, "batch channels height width"]:
+        """Images as the layers take them: floats in [0, 1], channels last in memory.
+
+        Args:
+            images: uint8 from 0 to 255, which are divided by 255, or floats in [0, 1].
+
+        Raises:
+            ModelError: images of another shape or type than the network was built for.
+        """
         if tuple(images.shape[1:]) != self.config.image_shape:
-            wanted, got = _shape_text(self.config.image_shape), _shape_text(images.shape[1:])
+            wanted = describe_shape(self.config.image_shape)
+            got = describe_shape(images.shape[1:]) if images.ndim == 4 else f"a tensor of shape {tuple(images.shape)}"
             raise ModelError(f"{self.config.name} was built for images of {wanted}, got {got}: resize them")
+        if images.dtype == torch.uint8:
+            images = to_unit_range(images)
+        elif not images.is_floating_point():
+            raise ModelError(f"{self.config.name} takes uint8 images or floats in [0, 1], got {images.dtype}")
         if torch.compiler.is_compiling():
             return images
         if images.shape[1] == 1:
@@ -174,78 +187,233 @@ class Network(nn.Module):
         return images.contiguous(memory_format=torch.channels_last)
 
 
+@register_model(
+    "sabour-capsnet",
+    lacks=("conv_attention", "caps_attention", "gate", "width", "extra_conv", "trunk", "trunk_weights", "votes"),
+    trunk="sabour",
+    votes="position",
+    squash_constant=1.0,
+)
+@register_model("da-capsnet", conv_attention=True, caps_attention="element")
+@register_model("capsnet-caps-att", caps_attention="element")
+@register_model("capsnet-conv-att", conv_attention=True)
+@register_model("capsnet")
 class CapsNet(Network):
-    """Trunk, Conv-Attention, votes, Caps-Attention, routing; each attention module optional."""
+    """Trunk, Conv-Attention, votes, Caps-Attention, routing; each attention module optional.
 
-    def __init__(self, config: ModelConfig) -> None:
+    Args:
+        config: how it is built.
+        **options: options of the trunk and of the routing method, by name.
+    """
+
+    def __init__(self, config: ModelConfig, **options: Any) -> None:
         super().__init__(config)
         parents = config.num_classes
-        if config.name == "sabour-capsnet":
-            self.trunk, channels = _sabour_trunk(config), 256
-            height, width = _grid(self.trunk, config)
-            self.votes = PositionVotes(channels, height * width, 8, parents, PARENT_DIM, config.squash_constant)
+        self.trunk = build_trunk(config, {name: options[name] for name in options if _is_of_trunk(name, config)})
+        if config.trunk_weights is not None:
+            load_trunk_weights(self.trunk, config.trunk_weights)
+        channels, rows, columns = feature_shape(self.trunk, config)
+        if config.votes == "position":
+            if channels % _SABOUR_CHILD_DIM:
+                raise ModelError(
+                    f"votes position needs a trunk whose channels are a multiple of {_SABOUR_CHILD_DIM}, got {channels}"
+                )
+            positions = rows * columns
+            self.votes = PositionVotes(
+                channels, positions, _SABOUR_CHILD_DIM, parents, PARENT_DIM, config.squash_constant
+            )
+            children = positions * channels // _SABOUR_CHILD_DIM
         else:
-            self.trunk, channels = _trunk(config), (4 if config.extra_conv else 2) * config.width
-            height, width = _grid(self.trunk, config)
             self.votes = GridVotes(channels, parents, PARENT_DIM)
+            children = rows * columns
         self.conv_attention = ConvAttention(channels, config.gate) if config.conv_attention else nn.Identity()
         self.caps_attention = (
             nn.Identity()
             if config.caps_attention == "none"
-            else CapsAttention(config.caps_attention, parents, height * width, PARENT_DIM, config.gate)
+            else CapsAttention(config.caps_attention, parents, children, PARENT_DIM, config.gate)
         )
         if config.decoder:
             self.decoder = Decoder(parents, PARENT_DIM, config.image_shape)
+        self.routing = RoutingLayer(
+            config.routing, parents, children, PARENT_DIM, config.iterations, _routing_options(config, options)
+        )
 
-    def forward(self, images: Float[Tensor, "batch channels height width"]) -> CapsOutput:
-        """Classify images with values in [0, 1]."""
-        features = self.conv_attention(self.trunk(self.prepare(images)))
-        iterations = self.config.iterations
-        how: Any = {"squash_constant": self.config.squash_constant, "update": self.config.update}
-        if isinstance(self.votes, GridVotes) and self._votes_need_not_be_made(features.device):
-            poses = route_children(self.votes.child_vectors(features), self.votes.matrices(), iterations, **how).parents
-        else:
-            poses = route(self.caps_attention(self.votes(features)), iterations, **how).parents
-        return CapsOutput(poses.norm(dim=-1), poses)
+    def forward(self, images: Tensor, intermediates: bool = False) -> CapsOutput | Intermediates:
+        """Classify images; see `Network.forward`."""
+        features = self.trunk(self.prepare(images))
+        gated_features = self.conv_attention(features)
+        if intermediates:
+            return self._with_intermediates(features, gated_features)
+        if isinstance(self.votes, GridVotes) and self._use_implicit_routing(gated_features.device):
+            poses = route_children(
+                self.votes.child_vectors(gated_features),
+                self.votes.matrices(),
+                self.config.iterations,
+                squash_constant=self.config.squash_constant,
+                update=self.config.update,
+            ).parents
+            return CapsOutput(poses.norm(dim=-1), poses)
+        found = self.routing(self.caps_attention(self.votes(gated_features)))
+        return CapsOutput(_lengths(found.parents, found.activations), found.parents)
 
-    def _votes_need_not_be_made(self, device: torch.device) -> bool:
-        """Whether routing the children themselves is the better way, which needs votes that nothing gates.
+    def _with_intermediates(self, features: Tensor, gated_features: Tensor) -> Intermediates:
+        votes = self.votes(gated_features)
+        gated_votes = self.caps_attention(votes)
+        found = self.routing(gated_votes, couplings=True, trace=True)
+        conv_attention, caps_attention = self.conv_attention, self.caps_attention
+        return Intermediates(
+            lengths=_lengths(found.parents, found.activations),
+            poses=found.parents,
+            features=features,
+            conv_gates=conv_attention.gate(features) if isinstance(conv_attention, ConvAttention) else None,
+            gated_features=gated_features,
+            votes=votes,
+            caps_gates=caps_attention.gate(votes) if isinstance(caps_attention, CapsAttention) else None,
+            gated_votes=gated_votes,
+            couplings=found.couplings,
+            iterations=found.iterations,
+        )
 
-        On the CPU it is smaller at any size, and faster but for eager bfloat16 in batches below 64. On
-        CUDA votes are routed by one fused kernel, so it pays in memory alone, where parents are many.
+    def _use_implicit_routing(self, device: torch.device) -> bool:
+        """Whether to route the children themselves, which needs dynamic routing of votes that nothing gates.
+
+        On the CPU it takes less memory at any size, and less time except for eager bfloat16 in batches below 64. On
+        CUDA votes are routed by one fused kernel, so it pays in memory alone, where parents are many. Modules
+        with hooks, and of other types than ours, are called.
         """
-        few_parents = self.config.num_classes * PARENT_DIM <= _VOTES_WORTH_MAKING
-        return self.config.caps_attention == "none" and not (device.type == "cuda" and few_parents)
+        if self.config.routing != "dynamic" or type(self.caps_attention) is not nn.Identity:
+            return False
+        if device.type == "cuda" and self.config.num_classes * PARENT_DIM <= _EXPLICIT_VOTES:
+            return False
+        transform = self.votes.transform
+        if (
+            type(self.votes) is not GridVotes
+            or type(transform) is not nn.Linear
+            or type(self.routing) is not RoutingLayer
+        ):
+            return False
+        bypassed = (self.votes, transform, self.caps_attention, self.routing)
+        return torch.compiler.is_compiling() or not any(map(_has_hooks, bypassed))
 
 
+def _has_hooks(module: nn.Module) -> bool:
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks) or "forward" in module.__dict__
+
+
+def _lengths(poses: Tensor, activations: Tensor | None) -> Tensor:
+    return poses.norm(dim=-1) if activations is None else activations
+
+
+def _is_of_trunk(option: str, config: ModelConfig) -> bool:
+    return option in _trunk_options(config) or (
+        config.trunk.startswith(TIMM_PREFIX) and option not in method_options(config.routing)
+    )
+
+
+def _routing_options(config: ModelConfig, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of the routing method: those of its own, and of the configuration's fields those that it takes."""
+    known = method_options(config.routing)
+    fields = {"squash_constant": config.squash_constant, "update": config.update}
+    own = {name: value for name, value in options.items() if not _is_of_trunk(name, config)}
+    return {name: value for name, value in fields.items() if name in known} | own
+
+
+def _trunk_options(config: ModelConfig) -> tuple[str, ...]:
+    if config.trunk.startswith(TIMM_PREFIX):
+        return ("stage",)
+    return _keywords(lookup(TRUNKS, "trunk", config.trunk).value)
+
+
+_CAPSULE_FIELDS = (
+    *("conv_attention", "caps_attention", "gate", "width", "extra_conv", "iterations", "squash_constant", "update"),
+    *("decoder", "trunk", "trunk_weights", "votes", "routing"),
+)
+
+
+@register_model("cnn", lacks=_CAPSULE_FIELDS, decoder=False)
 class CNN(Network):
-    """The plain network of Hinton et al. 2018: two convolutions with max pooling, 1024 units, softmax."""
+    """The plain network of Hinton et al. 2018: two convolutions with max pooling, 1024 units, softmax (D2)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
-        self.trunk = nn.Sequential(
+        self.trunk = LayerStack(
             OrderedDict(
                 conv1=glorot_conv(config.image_shape[0], 32, 5, padding="same"),
-                relu1=nn.ReLU(inplace=True),
+                relu1=nn.ReLU(),
                 pool1=nn.MaxPool2d(2),
                 conv2=glorot_conv(32, 64, 5, padding="same"),
-                relu2=nn.ReLU(inplace=True),
+                relu2=nn.ReLU(),
                 pool2=nn.MaxPool2d(2),
             )
         )
-        height, width = _grid(self.trunk, config)
+        _, rows, columns = feature_shape(self.trunk, config)
         self.classifier = nn.Sequential(
             nn.Flatten(),
-            glorot_linear(64 * height * width, 1024),
+            glorot_linear(64 * rows * columns, 1024),
             nn.ReLU(),
             nn.Dropout(0.5),
             glorot_linear(1024, config.num_classes),
         )
 
-    def forward(self, images: Float[Tensor, "batch channels height width"]) -> CapsOutput:
-        """Classify images with values in [0, 1]."""
-        probabilities = self.classifier(self.trunk(self.prepare(images))).float().softmax(dim=1)
-        return CapsOutput(probabilities, probabilities.new_empty(*probabilities.shape, 0))
+    def forward(self, images: Tensor, intermediates: bool = False) -> CapsOutput | Intermediates:
+        """Classify images; see `Network.forward`."""
+        features = self.trunk(self.prepare(images))
+        output = _softmax_output(self.classifier(features))
+        return Intermediates(*output, features=features) if intermediates else output
+
+    def classification_loss(
+        self, lengths: Tensor, labels: Tensor, *, label_smoothing: float, class_weight: Tensor | None
+    ) -> Tensor:
+        """Cross-entropy of the softmax."""
+        return cross_entropy(lengths, labels, label_smoothing=label_smoothing, class_weight=class_weight)
+
+
+class WrappedModule(Network):
+    """A plain `torch.nn.Module` that maps images to class logits, as a network."""
+
+    def __init__(self, config: ModelConfig, module: nn.Module) -> None:
+        super().__init__(config)
+        self.module = module
+
+    def forward(self, images: Tensor, intermediates: bool = False) -> CapsOutput | Intermediates:
+        """Classify images; see `Network.forward`."""
+        logits = self.module(self.prepare(images))
+        wanted = (len(images), self.config.num_classes)
+        if not isinstance(logits, Tensor) or tuple(logits.shape) != wanted:
+            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ModelError(f"{self.config.name} must return logits [batch, classes] = {wanted}, got {got}")
+        output = _softmax_output(logits)
+        return Intermediates(*output) if intermediates else output
+
+    classification_loss = CNN.classification_loss
+
+
+def wrap_module(module: nn.Module, image_shape: Sequence[int], num_classes: int, *, name: str = "") -> Network:
+    """A plain `torch.nn.Module` as a network that `fit`, `evaluate` and `predict` take.
+
+    It is trained with cross-entropy. To load a run of it by `load_model(run)` or on the command line, register a
+    function that builds it with `@register_model`; otherwise pass it: `load_model(run, model=...)`.
+
+    Args:
+        module: maps float images [B, C, H, W] in [0, 1] to logits [B, classes].
+        image_shape: channels, height and width.
+        num_classes: number of classes.
+        name: what the run calls it; by default the module's class name.
+
+    Example:
+        >>> module = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+        >>> wrap_module(module, (1, 28, 28), 10)(torch.zeros(2, 1, 28, 28)).lengths.shape
+        torch.Size([2, 10])
+    """
+    channels, height, width = image_shape
+    shape = (channels, height, width)
+    return WrappedModule(ModelConfig(name or type(module).__name__, shape, num_classes, decoder=False), module)
+
+
+def _softmax_output(logits: Tensor) -> CapsOutput:
+    probabilities = logits.float().softmax(dim=1)
+    return CapsOutput(probabilities, probabilities.new_empty(*probabilities.shape, 0))
 
 
 def create_model(
@@ -257,121 +425,126 @@ def create_model(
     """Build a network with fresh weights, drawn from torch's random numbers.
 
     Args:
-        name: a key of `MODELS`.
+        name: a registered name, see `list_models`.
         image_shape: channels, height and width of the images, in pixels.
-        num_classes: how many classes, at least 2.
-        switches: fields of `ModelConfig` that are to differ from the network's own.
+        num_classes: number of classes, at least 2.
+        **switches: fields of `ModelConfig` other than the name's defaults, and options of the network, its trunk
+            or its routing method.
 
     Raises:
-        ModelError: an unknown name or switch, a value outside its range, a switch that the
-            network does not have, an image too small for it, or too large for this machine's memory.
+        ModelError: an unknown name or switch, a value outside its range, a switch that the network does not have,
+            images too small for its layers, or more parameters than this machine's memory can train.
+
+    Example:
+        >>> model = create_model("capsnet", (3, 32, 32), num_classes=5, routing="uniform")
+        >>> model(torch.zeros(2, 3, 32, 32)).poses.shape
+        torch.Size([2, 5, 16])
     """
-    _check_name(name)
-    known = [field.name for field in dataclasses.fields(ModelConfig)[3:]]
-    for switch in switches:
-        if switch not in known:
-            raise ModelError(f"unknown switch {switch!r} of {name}: choose from {', '.join(known)}")
-        if switch in _MISSING_SWITCHES.get(name, ()) and switches[switch] != getattr(MODELS[name], switch):
-            raise ModelError(f"{name} has no {switch}: leave that option out")
-    config = dataclasses.replace(MODELS[name], image_shape=tuple(image_shape), num_classes=num_classes, **switches)
+    config = configure(name, image_shape, num_classes, **switches)
     _check_memory(config)
     return build_model(config)
 
 
+def configure(
+    name: str, image_shape: tuple[int, int, int] = (1, 28, 28), num_classes: int = 10, **switches: Any
+) -> ModelConfig:
+    """The configuration that `create_model` builds; raises as it does, but for sizes."""
+    entry = lookup(MODELS, "model", name)
+    fields = [field.name for field in dataclasses.fields(ModelConfig)][3:-1]
+    for switch in switches:
+        if switch in entry.lacks and switches[switch] != default_switches(name)[switch]:
+            raise ModelError(f"{name} has no {switch}: leave that option out")
+    given = {**entry.defaults, **switches}
+    values = {switch: given[switch] for switch in given if switch in fields}
+    options = {switch: given[switch] for switch in given if switch not in fields}
+    config = ModelConfig(name, image_shape, num_classes, **values)
+    known = _option_names(config)
+    for option in options:
+        if known is not None and option not in known:
+            raise ModelError(unknown_name(f"switch of {name}", option, dict.fromkeys([*fields, *known])))
+    if entry.value is CapsNet:
+        available = method_options(config.routing)
+        for switch in ("squash_constant", "update"):
+            if switch in switches and switch not in available and switches[switch] != entry.defaults.get(switch):
+                raise ModelError(f"routing {config.routing} has no {switch}: leave that option out")
+    return dataclasses.replace(config, options=tuple(sorted(options.items())))
+
+
 def build_model(config: ModelConfig) -> Network:
     """Build the network that a configuration describes; raises ModelError as `create_model` does."""
-    _check_name(config.name)
-    return CNN(config) if config.name == "cnn" else CapsNet(config)
+    built = lookup(MODELS, "model", config.name).value(config, **dict(config.options))
+    if not isinstance(built, Network):
+        raise ModelError(
+            f"model {config.name} must be a dualcaps.Network, got {type(built).__name__}: return "
+            "wrap_module(module, config.image_shape, config.num_classes)"
+        )
+    built.config = config
+    return built
 
 
-def _check_name(name: str) -> None:
-    if name not in MODELS:
-        raise ModelError(f"unknown model {name!r}: choose one of {', '.join(MODELS)}")
+def list_models() -> list[str]:
+    """Names of all registered networks, those of installed plug-ins included."""
+    load_entry_points()
+    return list(MODELS)
+
+
+def default_switches(name: str) -> dict[str, Any]:
+    """Values of the fields of `ModelConfig`, without name and geometry, that a registered name stands for.
+
+    A name that is not registered has the fields' own defaults.
+    """
+    given = MODELS[name].defaults if name in MODELS else {}
+    return {field.name: given.get(field.name, field.default) for field in dataclasses.fields(ModelConfig)[3:-1]}
+
+
+def describe(config: ModelConfig) -> str:
+    """A network in a few words for people: its name and where it differs from what the name stands for."""
+    usual = default_switches(config.name)
+    words = [config.name]
+    for name, default in usual.items():
+        if (value := getattr(config, name)) != default and name != "trunk_weights":
+            words.append(f"with {name}" if value is True else f"no {name}" if value is False else f"{name} {value}")
+    return ", ".join([*words, *(f"{name} {value}" for name, value in config.options)])
+
+
+def count_parameters(model: nn.Module) -> int:
+    """The number of parameters of a module."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _option_names(config: ModelConfig) -> tuple[str, ...] | None:
+    """Options beside the fields of `ModelConfig` that a network takes; None where it takes any."""
+    registered = MODELS[config.name].value
+    if registered is CapsNet:
+        if config.trunk.startswith(TIMM_PREFIX):
+            return None
+        return (*_trunk_options(config), *method_options(config.routing))
+    parameters = inspect.signature(registered).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return None
+    return _keywords(registered)
+
+
+def _keywords(builder: Any) -> tuple[str, ...]:
+    """The parameters of a builder after the configuration."""
+    return tuple(inspect.signature(builder).parameters)[1:]
 
 
 def _check_memory(config: ModelConfig) -> None:
     """Refuse a network whose weights, gradients and two moments cannot all be held."""
-    if "SC_PHYS_PAGES" not in os.sysconf_names:
+    try:
+        import psutil
+
+        memory = psutil.virtual_memory().total
+    except (ImportError, AttributeError, OSError):  # a platform that psutil does not know
         return
+    if lookup(MODELS, "model", config.name).origin != "dualcaps":
+        return  # built once only, as building it may take long
     with torch.device("meta"):
-        parameters = count_parameters(build_model(config))
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        parameters = count_parameters(build_model(dataclasses.replace(config, trunk_weights=None)))
     if 16 * parameters > memory:
         raise ModelError(
-            f"{config.name} for images of {_shape_text(config.image_shape)} in {config.num_classes} classes has "
+            f"{config.name} for images of {describe_shape(config.image_shape)} in {config.num_classes} classes has "
             f"{parameters:,} parameters and needs {16 * parameters / 1e9:.0f} GB to train, this machine has "
             f"{memory / 1e9:.0f} GB: choose --caps-attention shared or a smaller --image-size"
         )
-
-
-def describe(config: ModelConfig) -> str:
-    """A network in a few words: its name and where it differs from what the name stands for."""
-    usual = MODELS[config.name]
-    words = [config.name]
-    for field in dataclasses.fields(config)[3:]:
-        if (value := getattr(config, field.name)) != getattr(usual, field.name):
-            switch = {"True": "with {}", "False": "no {}"}.get(str(value), "{} {}")
-            words.append(switch.format(field.name, value))
-    return ", ".join(words)
-
-
-def count_parameters(model: nn.Module) -> int:
-    """How many learned numbers a module holds."""
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _trunk(config: ModelConfig) -> Trunk:
-    """The paper's Table 3: its two columns differ in the kernel of the last two convolutions."""
-    kernel, width = 2 if min(config.image_shape[1:]) < 32 else 3, config.width
-    layers: OrderedDict[str, nn.Module] = OrderedDict(
-        conv1=glorot_conv(config.image_shape[0], width, 3),
-        relu1=nn.ReLU(inplace=True),
-        conv2=glorot_conv(width, width, 3),
-        relu2=nn.ReLU(inplace=True),
-        pool=nn.AvgPool2d(2),
-        conv3=glorot_conv(width, 2 * width, kernel),
-        relu3=nn.ReLU(inplace=True),
-        conv4=glorot_conv(2 * width, 2 * width, kernel),
-        relu4=nn.ReLU(inplace=True),
-    )
-    if config.extra_conv:
-        layers |= OrderedDict(conv5=glorot_conv(2 * width, 4 * width, 3), relu5=nn.ReLU())
-    return Trunk(layers)
-
-
-def _sabour_trunk(config: ModelConfig) -> Trunk:
-    """Sabour et al. 2017: the second convolution holds 32 types of primary capsules of 8 numbers."""
-    return Trunk(
-        OrderedDict(
-            conv1=glorot_conv(config.image_shape[0], 256, 9),
-            relu1=nn.ReLU(inplace=True),
-            primary=glorot_conv(256, 256, 9, stride=2),
-        )
-    )
-
-
-def _grid(trunk: nn.Sequential, config: ModelConfig) -> tuple[int, int]:
-    """Height and width of what the trunk makes of the images."""
-    height, width = (_through(trunk, size) for size in config.image_shape[1:])
-    if min(height, width) < 1:
-        smallest = next(size for size in itertools.count(1) if _through(trunk, size) >= 1)
-        raise ModelError(
-            f"images of {_shape_text(config.image_shape)} are too small for {config.name}, which takes at least "
-            f"{smallest}x{smallest} pixels: enlarge them (--image-size)"
-        )
-    return height, width
-
-
-def _through(trunk: nn.Sequential, size: int) -> int:
-    """What is left of one side of an image after the trunk; below 1 when it is too small."""
-    for layer in trunk:
-        if isinstance(layer, nn.Conv2d) and layer.padding != "same":
-            size = (size - layer.kernel_size[0]) // layer.stride[0] + 1
-        elif isinstance(layer, nn.AvgPool2d | nn.MaxPool2d):
-            size //= 2
-    return size
-
-
-def _shape_text(shape: tuple[int, ...] | torch.Size) -> str:
-    channels, height, width = shape
-    return f"{height}x{width} pixels with {channels} channel{'s' if channels > 1 else ''}"

@@ -1,8 +1,14 @@
-"""Pictures from plain numbers and arrays; what they show is computed elsewhere."""
+"""Figures from plain numbers and arrays, which are computed elsewhere.
 
+Names are drawn as they are: `$` does not start mathematics, characters that no installed font has are
+and bytes that are no text, are replaced by escapes.
+"""
+
+import contextlib
+import functools
 import io
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +16,7 @@ from PIL import Image
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from matplotlib.text import Text
 
 _BLUE, _ORANGE = "#2266aa", "#dd7722"
 _COLOURS = {
@@ -26,6 +33,7 @@ _COLOURS = {
 def png(figure: "Figure") -> bytes:
     """The figure as a PNG file's content."""
     content = io.BytesIO()
+    _make_drawable(figure)
     figure.savefig(content, format="png", dpi=150)
     return content.getvalue()
 
@@ -35,6 +43,7 @@ def svg(figure: "Figure") -> bytes:
     import matplotlib as mpl
 
     content = io.BytesIO()
+    _make_drawable(figure)
     with mpl.rc_context({"svg.hashsalt": "dualcaps", "svg.fonttype": "none"}):
         figure.savefig(content, format="svg", metadata={"Date": None})
     return content.getvalue()
@@ -82,7 +91,7 @@ def strip_rows(strips: Mapping[str, np.ndarray]) -> "Figure":
         axes.imshow(strip, interpolation="nearest")
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
-        axes.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9, parse_math=False)
+        axes.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
     return figure
 
 
@@ -99,7 +108,7 @@ def learning_curves(history: Sequence[Mapping[str, Any]], selection: str, select
     chosen = [100 * line[f"{selection}_accuracy"] for line in history]
     best = epochs.index(selected_epoch)
     figure = _figure(9, 3.6)
-    figure.suptitle(title, parse_math=False)
+    figure.suptitle(title)
     loss, accuracy = figure.subplots(1, 2)
     loss.plot(epochs, [line["loss"] for line in history], color=_BLUE, marker=".", label="training")
     loss.set(xlabel="epoch", ylabel="loss", yscale="log")
@@ -132,25 +141,129 @@ def image_strip(images: np.ndarray) -> bytes:
     return content.getvalue()
 
 
-def image_rows(rows: Mapping[str, np.ndarray], titles: Sequence[str]) -> "Figure":
+def image_rows(rows: Mapping[str, np.ndarray], titles: Sequence[str], title: str = "") -> "Figure":
     """Rows of images, each row named at its left, each column titled.
 
     Args:
         rows: by name, images [columns, height, width, channels] with values in [0, 1]; three
             channels are shown in colour, any other number by their mean.
         titles: a title a column.
+        title: of the whole figure.
     """
-    figure = _figure(1.1 * len(titles) + 0.6, 1.15 * len(rows) + 0.5)
+    figure = _figure(1.1 * len(titles) + 0.6, 1.15 * len(rows) + (0.8 if title else 0.5))
+    if title:
+        figure.suptitle(title, fontsize=9)
     grid = figure.subplots(len(rows), len(titles), squeeze=False)
     for axes_row, (name, images) in zip(grid, rows.items(), strict=True):
         for axes, image in zip(axes_row, images, strict=True):
             shown = image if image.shape[-1] == 3 else image.mean(axis=-1)
             axes.imshow(shown, cmap="gray", vmin=0, vmax=1)
             axes.set(xticks=[], yticks=[])
-        axes_row[0].set_ylabel(name)
-    for axes, title in zip(grid[0], titles, strict=True):
-        axes.set_title(title, fontsize=8, parse_math=False)
+        axes_row[0].set_ylabel(_shortened(name, 18))
+    for axes, heading in zip(grid[0], titles, strict=True):
+        lines = (_shortened(line, 18) for line in heading.splitlines())
+        axes.set_title("\n".join(lines), fontsize=8)
     return figure
+
+
+def confusion_matrix(confusion: np.ndarray, classes: Sequence[str]) -> "Figure":
+    """Images by true class (rows) and predicted class (columns), coloured by the share of the true class.
+
+    Args:
+        confusion: counts [classes, classes].
+        classes: their names.
+    """
+    count = len(classes)
+    side = min(max(4.0, 0.42 * count + 2), 24.0)
+    figure = _figure(side, side)
+    axes = figure.subplots()
+    totals = np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    axes.imshow(confusion / totals, cmap="Blues", vmin=0, vmax=1)
+    size = 8 if count <= 40 else 5
+    families, characters = _fonts()
+    names = [_escaped(_shortened(name, 22), characters) for name in classes]
+    style: Any = {"fontsize": size, "fontfamily": families, "parse_math": False}
+    axes.set_xticks(range(count), names, rotation=90, **style)
+    axes.set_yticks(range(count), names, **style)
+    axes.set(xlabel="predicted class", ylabel="true class")
+    if count <= 40:
+        for row, column in np.argwhere(confusion):
+            dark = confusion[row, column] / totals[row, 0] > 0.5
+            number = f"{confusion[row, column]:,}"
+            axes.text(column, row, number, ha="center", va="center", fontsize=6, color="white" if dark else "black")
+    return figure
+
+
+def labelled_images(images: np.ndarray, captions: Sequence[str], *, columns: int = 6) -> "Figure":
+    """Images, each with a caption above it.
+
+    Args:
+        images: [count, height, width, channels] with values in [0, 1].
+        captions: one for each image, of one or several lines.
+        columns: images in a row.
+    """
+    rows = max(1, -(-len(images) // columns))
+    figure = _figure(1.5 * columns, 1.8 * rows)
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in grid:
+        axes.axis("off")
+    for axes, image, caption in zip(grid, images, captions, strict=False):
+        axes.imshow(image if image.shape[-1] == 3 else image.mean(axis=-1), cmap="gray", vmin=0, vmax=1)
+        lines = (_shortened(line, 26) for line in caption.splitlines())
+        axes.set_title("\n".join(lines), fontsize=6)
+    return figure
+
+
+def _shortened(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def _make_drawable(figure: "Figure") -> None:
+    """Draw all names as they are, with the installed fonts that have their characters, or escapes."""
+    families, characters = _fonts()
+    for text in _named_texts(figure):
+        text.set_parse_math(False)
+        if not text.get_text().isascii():
+            text.set_fontfamily(families)
+            text.set_text(_escaped(text.get_text(), characters))
+
+
+def _named_texts(figure: "Figure") -> "Iterator[Text]":
+    """All texts but the numbers at the axes, whose exponents are written as mathematics."""
+    yield from figure.texts  # the figure's title is one of them
+    for axes in figure.axes:
+        yield from (axes.title, axes.xaxis.label, axes.yaxis.label, *axes.texts)
+        if (legend := axes.get_legend()) is not None:
+            yield from legend.get_texts()
+
+
+def _escaped(text: str, characters: frozenset[int]) -> str:
+    """Text with an escape for each character that cannot be drawn: half a surrogate pair, or no font has it."""
+    plain = text.encode("utf-8", "backslashreplace").decode()
+    return "".join(c if ord(c) in characters or c == "\n" else f"\\u{ord(c):04x}" for c in plain)
+
+
+_FALLBACK_FONTS = (
+    *("Noto Sans CJK SC", "Noto Sans SC", "Noto Sans CJK JP", "Noto Sans JP", "Source Han Sans SC"),
+    *("WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Microsoft YaHei", "SimHei", "Yu Gothic", "Meiryo", "MS Gothic"),
+    *("Malgun Gothic", "PingFang SC", "Hiragino Sans GB", "Heiti TC", "Apple SD Gothic Neo", "Arial Unicode MS"),
+    *("Noto Sans", "Noto Sans Arabic", "Noto Sans Hebrew", "Noto Sans Devanagari", "Noto Sans Thai", "Noto Emoji"),
+    *("Nirmala UI", "Segoe UI", "Segoe UI Symbol", "Symbola"),
+)
+
+
+@functools.cache
+def _fonts() -> tuple[list[str], frozenset[int]]:
+    """The font of matplotlib and the installed ones that fill its gaps, and all code points that they have."""
+    from matplotlib import font_manager, ft2font
+
+    files = {entry.name: entry.fname for entry in font_manager.fontManager.ttflist}
+    families = ["DejaVu Sans", *(name for name in _FALLBACK_FONTS if name in files)]
+    known: set[int] = set()
+    for family in families:
+        with contextlib.suppress(OSError, RuntimeError, KeyError):
+            known |= ft2font.FT2Font(files[family]).get_charmap().keys()
+    return families, frozenset(known)
 
 
 def _figure(width: float, height: float) -> "Figure":

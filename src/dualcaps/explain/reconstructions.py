@@ -1,12 +1,12 @@
-"""What the capsules see: pictures computed from a trained network."""
+"""Reconstructions of images from the pose of their predicted class."""
 
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from dualcaps.data.load import ImageData
-from dualcaps.data.batches import Augmentation, Part, augment, to_float
+from dualcaps.data.dataset import ImageSplit
+from dualcaps.inference import run_batches
 from dualcaps.models import CapsOutput, Network
 from dualcaps.plots import image_rows, image_strip
 
@@ -14,82 +14,68 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-@torch.inference_mode()
-def reconstruction_figure(model: Network, part: Part, *, most: int = 10) -> "Figure":
-    """Images of a part above what the decoder makes of their predicted class's pose.
+def reconstruction_figure(model: Network, split: ImageSplit, *, most: int = 10) -> "Figure":
+    """Images above their reconstructions from the predicted class's pose.
 
-    One image of each class, in turn, `most` at the most; titles name the true class, and where
-    it is another the predicted one.
+    Args:
+        model: a network with a decoder.
+        split: where the images are taken from: the first of each class, in the order of the classes.
+        most: how many classes to show; where there are more, they are spread evenly and the title says how many.
 
     Raises:
         ModelError: the network has no decoder.
     """
-    first = _one_of_each_class(part, most)
-    images, output = _answer(model, part.images[first])
+    chosen = _first_of_each_class(split, most)
+    images, output, reconstructions = _reconstruct(model, split.images[chosen])
     predicted = output.lengths.argmax(dim=1).tolist()
     titles = [
-        model.classes[truth] if truth == guess else f"{model.classes[truth]}\n(seen as {model.classes[guess]})"
-        for truth, guess in zip(part.labels[first].tolist(), predicted, strict=True)
+        model.classes[truth] if truth == guess else f"{model.classes[truth]}\n(predicted {model.classes[guess]})"
+        for truth, guess in zip(split.labels[chosen].tolist(), predicted, strict=True)
     ]
-    rows = {"input": images, "reconstruction": model.reconstruct(output.poses).float()}
-    return image_rows({name: row.permute(0, 2, 3, 1).cpu().numpy() for name, row in rows.items()}, titles)
+    rows = {"input": images, "reconstruction": reconstructions}
+    present = len(split.labels.unique())
+    title = f"{len(chosen)} of {present} classes" if present > len(chosen) else ""
+    return image_rows({name: _channels_last(row) for name, row in rows.items()}, titles, title)
 
 
-@torch.inference_mode()
-def reconstruction_strips(model: Network, part: Part, *, most: int = 10) -> tuple[bytes, bytes]:
-    """The same images and what the decoder makes of them, as two PNG files: side by side, pixel for pixel.
+def reconstruction_strips(model: Network, split: ImageSplit, *, most: int = 10) -> tuple[bytes, bytes]:
+    """Images and their reconstructions, as two PNG files with the images side by side, pixel for pixel.
 
     Raises:
         ModelError: the network has no decoder.
     """
-    images, output = _answer(model, part.images[_one_of_each_class(part, most)])
-    drawn = model.reconstruct(output.poses).float()
-    inputs, reconstructions = (image_strip(row.permute(0, 2, 3, 1).cpu().numpy()) for row in (images, drawn))
-    return inputs, reconstructions
+    images, _, reconstructions = _reconstruct(model, split.images[_first_of_each_class(split, most)])
+    return image_strip(_channels_last(images)), image_strip(_channels_last(reconstructions))
 
 
 @torch.inference_mode()
-def reconstruction_error(model: Network, part: Part, *, batch_size: int = 128) -> float:
-    """How far images of a part are from what the decoder makes of their predicted class's pose.
+def reconstruction_error(model: Network, split: ImageSplit) -> float:
+    """The mean squared difference between images and their reconstructions from the predicted class's pose.
 
-    The mean squared difference over all values of all images, both in [0, 1].
+    Over all values of all images, both in [0, 1].
 
     Raises:
         ModelError: the network has no decoder.
     """
     total = 0.0
-    for batch in part.images.split(batch_size):
-        images, output = _answer(model, batch)
-        total += (model.reconstruct(output.poses) - images).square().sum(dtype=torch.float64).item()
-    return total / part.images.numel()
+    for images, output in run_batches(model, split.images):
+        difference = model.reconstruct(output.poses) - images
+        total += difference.square().sum(dtype=torch.float64).item()
+    return total / split.images.numel()
 
 
-def _one_of_each_class(part: Part, most: int) -> list[int]:
-    return [int(torch.nonzero(part.labels == label)[0]) for label in part.labels.unique()[:most]]
+def _first_of_each_class(split: ImageSplit, most: int) -> list[int]:
+    present = split.labels.unique()
+    if len(present) > most:
+        present = present[torch.linspace(0, len(present) - 1, most).round().long()]
+    return [int(torch.nonzero(split.labels == label)[0]) for label in present]
 
 
-def _answer(model: Network, images: Tensor) -> tuple[Tensor, CapsOutput]:
-    model.eval()
-    inputs = to_float(images.to(next(model.parameters()).device))
-    return inputs, model(inputs)
+@torch.inference_mode()
+def _reconstruct(model: Network, images: Tensor) -> tuple[Tensor, CapsOutput, Tensor]:
+    (inputs, output), *_ = run_batches(model, images, batch_size=len(images))
+    return inputs, CapsOutput(output.lengths, output.poses), model.reconstruct(output.poses).float()
 
 
-def contact_sheet(data: ImageData, *, columns: int = 6, most: int = 20, seed: int = 0) -> "Figure":
-    """Training images of each class, as they are and as augmentation shows them to a network.
-
-    Args:
-        data: whose images.
-        columns: images of each class as they are, and as many augmented.
-        most: how many classes at the most, from the first.
-        seed: seed of the choice and the augmentation.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    how = Augmentation(flip=data.flip)
-    rows = {}
-    for label, name in enumerate(data.classes[:most]):
-        members = torch.nonzero(data.train.labels == label).flatten()
-        chosen = members[torch.randint(len(members), (columns,), generator=generator)]
-        images = data.train.images[chosen]
-        both = torch.cat([images, augment(images, how, generator)])
-        rows[name] = to_float(both).permute(0, 2, 3, 1).numpy()
-    return image_rows(rows, ["as it is"] * columns + ["augmented"] * columns)
+def _channels_last(images: Tensor):
+    return images.permute(0, 2, 3, 1).float().cpu().numpy()

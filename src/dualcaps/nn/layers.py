@@ -1,0 +1,113 @@
+"""Layers that several modules share.
+
+Weights start Glorot-uniform and biases at zero, as in Keras 2.2.4.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.modules import module as module_hooks
+
+
+def glorot_conv(inputs: int, outputs: int, kernel: int, *, stride: int = 1, padding: int | str = 0) -> nn.Conv2d:
+    """A square 2-D convolution with bias, initialised as in Keras."""
+    layer = (GreyConv if inputs == 1 else nn.Conv2d)(inputs, outputs, kernel, stride=stride, padding=padding)
+    nn.init.xavier_uniform_(layer.weight)
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class GreyConv(nn.Conv2d):
+    """A convolution of images with one channel, for compiled code on the CPU padded to four.
+
+    With one channel the compiler cannot tell channels last from first, and turns the gradient from
+    one to the other and back, which takes longer than the convolution.
+    """
+
+    def forward(self, input: Float[Tensor, "batch 1 height width"]) -> Float[Tensor, "batch channels rows columns"]:
+        """Convolve as `torch.nn.Conv2d` does."""
+        if not torch.compiler.is_compiling() or torch.compiler.is_exporting() or input.device.type != "cpu":
+            return super().forward(input)
+        channels = (0, 0, 0, 0, 0, 3)
+        padded = nn.functional.pad(input, channels).contiguous(memory_format=torch.channels_last)
+        return self._conv_forward(padded, nn.functional.pad(self.weight, channels), self.bias)
+
+
+def glorot_linear(inputs: int, outputs: int, *, bias: bool = True) -> nn.Linear:
+    """A fully connected layer, initialised as in Keras."""
+    layer = nn.Linear(inputs, outputs, bias=bias)
+    nn.init.xavier_uniform_(layer.weight)
+    if bias:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+class LayerStack(nn.Sequential):
+    """Layers one after the other, a convolution and the ReLU behind it merged where that changes nothing.
+
+    Without gradients on the CPU the two are one operation of oneDNN, and with gradients the ReLU writes over
+    the convolution's output; both spare a walk through memory. Layers of other types than exactly
+    `torch.nn.Conv2d` (or `GreyConv`) and `torch.nn.ReLU`, and layers with hooks, are called as they are.
+    """
+
+    def forward(
+        self, input: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch features rows columns"]:
+        """Run the layers."""
+        if torch.compiler.is_compiling() or _has_global_hooks():
+            return super().forward(input)
+        fuse = not torch.is_grad_enabled() and _onednn_takes(input)
+        layers = list(self)
+        merged = False
+        for layer, following in zip(layers, [*layers[1:], None], strict=True):
+            if merged:
+                merged = False
+                continue
+            merged = _is_plain(layer, (nn.Conv2d, GreyConv)) and _is_plain(following, (nn.ReLU,))
+            if merged and fuse and not isinstance(layer.padding, str):
+                input = torch.ops.mkldnn._convolution_pointwise(
+                    *(input, layer.weight, layer.bias, layer.padding, layer.stride, layer.dilation, layer.groups),
+                    *("relu", [], ""),
+                )
+            else:
+                input = layer(input)
+                if merged:
+                    input = torch.relu_(input)
+        return input
+
+
+def _is_plain(layer: nn.Module | None, types: tuple[type[nn.Module], ...]) -> bool:
+    """Whether a layer is exactly of one of these types, without hooks or a forward of its own."""
+    return (
+        type(layer) in types
+        and "forward" not in layer.__dict__
+        and not (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks)
+    )
+
+
+def _has_global_hooks() -> bool:
+    return bool(
+        module_hooks._global_forward_hooks
+        or module_hooks._global_forward_pre_hooks
+        or module_hooks._global_backward_hooks
+        or module_hooks._global_backward_pre_hooks
+    )
+
+
+def _onednn_takes(images: Tensor) -> bool:
+    if images.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    if images.dtype == torch.bfloat16:
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return images.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+
+
+def to_unit_range(
+    images: Tensor, number_type: torch.dtype = torch.float32
+) -> Float[Tensor, "batch channels height width"]:
+    """Scale uint8 images from 0 to 255 to [0, 1], channels last in memory.
+
+    bfloat16 holds 0 to 255 exactly, so that only the quotient is rounded.
+    """
+    return images.to(number_type, memory_format=torch.channels_last).div_(255)

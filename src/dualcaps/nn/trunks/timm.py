@@ -1,0 +1,112 @@
+"""Backbones of timm (PyTorch Image Models) as trunks."""
+
+import re
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dualcaps.config import ModelConfig
+from dualcaps.errors import ModelError
+
+_SMALLEST_GRID = 4
+
+
+class TimmTrunk(nn.Module):
+    """One feature map of a timm backbone.
+
+    Args:
+        backbone: created by timm with `features_only=True`.
+        stage: which of its feature maps, counted from the first.
+    """
+
+    def __init__(self, backbone: nn.Module, stage: int) -> None:
+        super().__init__()
+        self.backbone, self.stage = backbone, stage
+
+    def forward(
+        self, images: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch features rows columns"]:
+        """The feature map of images with values in [0, 1]."""
+        return self.backbone(images)[self.stage]
+
+
+def build_timm_trunk(config: ModelConfig, name: str, stage: int | None = None, **options: Any) -> TimmTrunk:
+    """A timm backbone by its name, such as "resnet18".
+
+    Args:
+        config: of the network.
+        name: the backbone's name in timm.
+        stage: which of its feature maps; by default the last one with at least 4x4 positions for these
+            images, or the first where none has.
+        **options: passed on to `timm.create_model`.
+
+    Raises:
+        ModelError: timm is not installed, does not know the name, or the backbone has no such stage.
+    """
+    try:
+        import timm
+    except ImportError as error:
+        raise ModelError(f"--trunk timm:{name} needs timm: pip install 'dualcaps[timm]'") from error
+    try:
+        backbone = timm.create_model(
+            name, pretrained=False, features_only=True, in_chans=config.image_shape[0], **options
+        )
+    except Exception as error:  # timm raises errors of many types for names and options
+        raise ModelError(f"--trunk timm:{name}: {' '.join(str(error).split())}") from error
+    if stage is None:
+        stage = _choose_stage(backbone, config)
+    elif not -1 <= stage < len(backbone.feature_info.channels()):
+        raise ModelError(
+            f"--trunk timm:{name} has stages 0 to {len(backbone.feature_info.channels()) - 1}, got {stage}"
+        )
+    return TimmTrunk(backbone, stage)
+
+
+def _choose_stage(backbone: nn.Module, config: ModelConfig) -> int:
+    height, width = config.image_shape[1:]
+    strides: list[int] = list(backbone.feature_info.reduction())  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
+    fitting = [n for n, stride in enumerate(strides) if min(height, width) // stride >= _SMALLEST_GRID]
+    return fitting[-1] if fitting else 0
+
+
+def load_trunk_weights(trunk: nn.Module, path: str) -> str:
+    """Load pretrained weights into a trunk from a safetensors file, as far as names and shapes fit.
+
+    Weights of a classifier, and of a first convolution for another number of channels, are left out.
+
+    Args:
+        trunk: a trunk, or a `TimmTrunk`, whose weights timm names without `backbone.`.
+        path: the file.
+
+    Returns:
+        How many tensors were loaded and left out, in words.
+
+    Raises:
+        ModelError: the file cannot be read, or no tensor fits.
+    """
+    import safetensors
+    import safetensors.torch
+
+    try:
+        weights = safetensors.torch.load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise ModelError(f"--trunk-weights {path}: not a safetensors file that can be read ({error})") from error
+    target = trunk.backbone if isinstance(trunk, TimmTrunk) else trunk
+    own = target.state_dict()
+    by_words = {_words(name): name for name in own}  # timm's feature extractors write stages_0 for stages.0
+    fitting = {
+        by_words[_words(name)]: tensor
+        for name, tensor in weights.items()
+        if _words(name) in by_words and own[by_words[_words(name)]].shape == tensor.shape
+    }
+    if not fitting:
+        raise ModelError(f"--trunk-weights {path}: none of its {len(weights)} tensors fits the trunk")
+    with torch.no_grad():
+        target.load_state_dict(fitting, strict=False)
+    return f"{len(fitting)} of the trunk's {len(own)} tensors loaded from {path}"
+
+
+def _words(name: str) -> tuple[str, ...]:
+    return tuple(re.split(r"[._]", name))

@@ -1,0 +1,64 @@
+"""Votes: what each child capsule predicts for each parent."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dualcaps.nn.layers import glorot_linear
+from dualcaps.routing import squash
+
+
+class GridVotes(nn.Module):
+    """Votes of the capsules of a feature map (Eq. 5), one weight matrix for all positions.
+
+    Child i is the vector of channels at grid position (i // width, i % width). The map to the
+    votes is linear, without bias and without a squash on the children.
+    """
+
+    def __init__(self, channels: int, parents: int, dim: int) -> None:
+        super().__init__()
+        self.parents, self.dim = parents, dim
+        self.transform = glorot_linear(channels, parents * dim, bias=False)
+
+    def child_vectors(
+        self, features: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch children channels"]:
+        """The vector of channels at each position."""
+        return features.flatten(2).transpose(1, 2)
+
+    def matrices(self) -> Float[Tensor, "parents dim channels"]:
+        """What takes each child to its vote for each parent."""
+        return self.transform.weight.unflatten(0, (self.parents, self.dim))
+
+    def forward(
+        self, features: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch parents children dim"]:
+        """Let the vector of channels at each position vote for each parent."""
+        return self.transform(self.child_vectors(features)).unflatten(2, (self.parents, self.dim)).transpose(1, 2)
+
+
+class PositionVotes(nn.Module):
+    """Votes with a weight matrix for each (child, parent) pair, of the capsules of a feature map.
+
+    Sabour et al. 2017: the channels at each grid position are `channels / child_dim` squashed
+    capsules; child `(row * width + column) * types + type` has its own matrices.
+    """
+
+    def __init__(
+        self, channels: int, positions: int, child_dim: int, parents: int, dim: int, squash_constant: float
+    ) -> None:
+        super().__init__()
+        self.child_dim, self.parents, self.dim = child_dim, parents, dim
+        self.squash_constant = squash_constant
+        children = positions * channels // child_dim
+        self.transform = nn.Parameter(torch.empty(children, child_dim, parents * dim))
+        nn.init.trunc_normal_(self.transform, std=0.1, a=-0.2, b=0.2)  # as in the authors' code
+
+    def forward(
+        self, features: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch parents children dim"]:
+        """Squash the primary capsules and let each vote for each parent."""
+        children = features.permute(0, 2, 3, 1).reshape(features.shape[0], -1, self.child_dim)
+        children = squash(children.to(torch.promote_types(children.dtype, torch.float32)), self.squash_constant)
+        votes = torch.einsum("bni,nio->bno", children.to(self.transform.dtype), self.transform)
+        return votes.unflatten(2, (self.parents, self.dim)).transpose(1, 2)

@@ -194,7 +194,7 @@ def load_model(run: str | Path | Run, device: str = "auto", *, model: Network | 
             hint = (
                 f": load its plug-in with --plugin {' --plugin '.join(plugins)}"
                 if plugins
-                else ": load the plug-in that registers it (--plugin FILE), or pass the network: load_model(run, model=…)"
+                else ": load the plug-in that registers it (--plugin FILE), or pass model= to load_model"
             )
             raise ModelError(f"{opened.path}: {str(error).partition(': ')[0]}{hint}") from error
     if not opened.finished:

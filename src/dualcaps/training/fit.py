@@ -1,90 +1,51 @@
 """Training: `fit` is one loop over epochs and batches, from fresh weights to a finished run."""
 
 import dataclasses
-import datetime
 import math
 import shutil
-import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from dualcaps.config import DataConfig, ModelConfig, Precision, TrainConfig, to_json
+from dualcaps.data.augment import parse_augmentation
+from dualcaps.data.batches import training_batches
+from dualcaps.data.dataset import ImageDataset
+from dualcaps.errors import ConfigError, ModelError, RunError
+from dualcaps.explain.reconstructions import reconstruction_error
+from dualcaps.inference import choose_device, choose_precision, evaluate, same_images
+from dualcaps.models import Network, count_parameters
+from dualcaps.registry import loaded_plugins
 from dualcaps.runs import run as runs
-from dualcaps.data.load import ImageData
-from dualcaps.data.batches import Augmentation, training_batches
-from dualcaps.errors import ConfigError, RunError
-from dualcaps.explain.reconstructions import reconstruction_error, reconstruction_figure
-from dualcaps.inference import Precision, choose_device, choose_precision, evaluate
-from dualcaps.models import MODELS, Network, count_parameters
-from dualcaps.plots import learning_curves, png
-from dualcaps.training.step import Compile, TrainingStep
+from dualcaps.runs.files import remove_drafts, remove_empty, write_json
+from dualcaps.runs.run import Run
+from dualcaps.training.callbacks import (
+    Callback,
+    Checkpoint,
+    EachEpoch,
+    EarlyStopping,
+    Evaluation,
+    Pictures,
+    ProgressDisplay,
+    TrainingState,
+    restore,
+)
+from dualcaps.training.optimizers import build_optimizer, build_schedule, class_weights, default_learning_rate
+from dualcaps.training.step import TrainingStep
 
-_RATE = 1e-3  # of Adam, for networks as wide as the paper's
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How to train; the defaults are the recipe `paper` (Adam as in the Keras example).
-
-    Attributes:
-        epochs: Passes over the training images.
-        batch_size: Images a step; by default the data set's, 16 for coil-20 and 128 for others.
-        lr: Adam's learning rate; by default 1e-3, and in proportion less for a network made wider than
-            the paper's: one of 397 channels stayed at chance with it.
-        beta1: Adam's decay of the mean gradient.
-        beta2: Adam's decay of the mean squared gradient.
-        epsilon: Adam's epsilon.
-        reconstruction_weight: Weight of the reconstruction loss, a sum of squared differences.
-        augment: "policy" moves images up to 10 % and mirrors them where that keeps the class,
-            "paper-literal" mirrors always, "none" changes nothing.
-        protocol: "clean" selects the epoch on held-out training images and reads the test images
-            once; "paper" trains on all training images and selects the epoch on the test images.
-        precision: Number type of the layers; "auto" is bfloat16 where the machine is fast at it.
-        device: "auto" (the GPU if there is one), cpu, cuda, cuda:1, mps, …
-        compile: "auto" compiles the training step where the run is long enough to gain by it, but
-            for float32 on the CPU, whose results are the same to the bit each time.
-        seed: Seed of order, augmentation and dropout, and on the command line of the weights.
-    """
-
-    epochs: int = 100
-    batch_size: int | None = None
-    lr: float | None = None
-    beta1: float = 0.9
-    beta2: float = 0.999
-    epsilon: float = 1e-7
-    reconstruction_weight: float = 0.0005
-    augment: Literal["policy", "paper-literal", "none"] = "policy"
-    protocol: Literal["clean", "paper"] = "clean"
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    device: str = "auto"
-    compile: Compile = "auto"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, value in (("epochs", self.epochs), ("batch_size", self.batch_size)):
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} must be at least 1, got {value}")
-        for name, value in (("lr", self.lr), ("epsilon", self.epsilon)):
-            if value is not None and not 0 < value < float("inf"):
-                raise ConfigError(f"{name} must be above 0, got {value}")
-        for name in ("beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
-        if not 0 <= self.reconstruction_weight < float("inf"):
-            raise ConfigError(f"reconstruction_weight must be at least 0, got {self.reconstruction_weight}")
-        if not 0 <= self.seed < 2**32:
-            raise ConfigError(f"seed must be from 0 to 4294967295, got {self.seed}")
+_MAY_CHANGE = ("data_dir", "source", "compile", "device", "epochs", "patience", "init_from", "trunk_weights")
+"""Options that may differ when a run is resumed; the hash of the images tells whether the data are the same."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a training run came to.
+    """Result of a training run.
 
     Attributes:
         run: the run folder.
@@ -103,88 +64,128 @@ class Result:
 
 def fit(
     model: Network,
-    data: ImageData,
+    data: ImageDataset,
     config: TrainConfig | None = None,
     *,
     out: str | Path | None = None,
     resume: bool = False,
     quiet: bool = False,
     each_epoch: Callable[[dict[str, Any]], None] | None = None,
+    callbacks: Sequence[Callback] = (),
+    keep_checkpoint: bool = True,
 ) -> Result:
     """Train a network and keep everything about it in a run folder.
 
-    After each epoch the run can be killed and gone on with; with float32 on the CPU the weights
-    come out the same to the bit. On return the model holds the selected epoch's weights.
+    After each epoch the run can be killed and resumed; with float32 on the CPU the weights are then the same to
+    the bit. On return the model has the selected epoch's weights.
 
     Args:
         model: the network, with fresh weights.
         data: what to train, select and test on.
-        config: how; `TrainConfig()` without.
-        out: the run folder; without, `runs/<data>-<model>-seed<seed>`, numbered if it exists.
-        resume: go on with the run in `out`, or the last of that name, where it stopped; a run that
-            is finished is only read, one that does not exist is started.
+        config: how; by default `TrainConfig()`.
+        out: the run folder; by default `runs/<data>-<model>-seed<seed>`, numbered if it exists.
+        resume: go on with the run in `out`, or the last of that name, where it stopped. A finished run is only
+            read, or trained longer if `config.epochs` is larger; one that does not exist is started.
         quiet: show no progress.
-        each_epoch: called with each epoch's line of metrics just before the epoch is kept, so that
-            after a kill it is called again for an epoch that was not; the model is at its end of
-            the epoch and must not be changed.
+        each_epoch: called with each epoch's metrics just before the epoch is kept, so that after a kill it is
+            called again for an epoch that was not; the model must not be changed.
+        callbacks: further callbacks, called after the evaluation of each epoch and before its checkpoint.
+        keep_checkpoint: keep the optimizer's state when the run is finished, about twice the size of the weights, so
+            that it can be trained longer as if it had never stopped.
+
+    Returns:
+        Accuracies, the history and the run folder.
 
     Raises:
+        ModelError: the model is no `Network`.
         ConfigError: data or device do not fit the network or machine, or the loss is not finite.
         RunError: the folder exists and `resume` is off, is of another configuration or data, or
             its disk is too full.
         OSError: the disk failed; the run can be resumed from the last epoch written.
+
+    Example:
+        >>> data = load_data("digits")
+        >>> model = create_model("da-capsnet", data.image_shape, len(data.classes))
+        >>> result = fit(model, data, TrainConfig(epochs=40))  # doctest: +SKIP
     """
-    config = config or TrainConfig()
-    batch_size = config.batch_size or data.batch_size
-    lr = _RATE * min(1.0, MODELS[model.config.name].width / model.config.width) if config.lr is None else config.lr
-    config = dataclasses.replace(config, batch_size=batch_size, lr=lr)
+    _check_fits(model, data)
+    config = _complete(config or TrainConfig(), model, data)
+    assert config.lr is not None
+    assert config.batch_size is not None
     device = choose_device(config.device)
     precision = choose_precision(config.precision, device)
-    _check_fits(model, data)
-    if config.protocol == "paper":
-        training, selection, selected_on = data.train + data.validation, data.test, "test"
-    else:
-        training, selection, selected_on = data.train, data.validation, "validation"
-    augmentation = {
-        "policy": Augmentation(flip=data.flip),
-        "paper-literal": Augmentation(flip=True),
-        "none": None,
-    }[config.augment]
-    model.classes = data.classes
+    training = data.train + data.validation if config.protocol == "paper" else data.train
+    augmentation = parse_augmentation(config.augment, data.flip)
+    model.classes, model.value_range = data.classes, data.value_range
 
-    choose_path = runs.latest_run_path if resume else runs.free_run_path
-    path = Path(out) if out is not None else choose_path(f"{data.name}-{model.config.name}-seed{config.seed}")
-    session = runs.environment(device, precision)
-    take_back = _open_run(path, resume, model, data, config, session)
-    with runs.locked(path), _own_random_numbers(device), _Display(quiet, config.epochs, len(training)) as display:
-        if runs.is_finished(path):
-            return _read_finished(path, model, device)
-        if take_back is None:
+    display = ProgressDisplay(quiet)
+    path = _choose_path(out, resume, model, data, config)
+    session = {**runs.environment(device, precision), "plugins": list(loaded_plugins())}
+    existing = Run.open(path) if resume and path.exists() else None
+    rollback = None
+    if existing is None:
+        rollback = _create(path, model, data, config, session)
+    else:
+        _check_same(existing, model, data, config)
+    with runs.locked(path), _separate_random_numbers(device), ExitStack() as stack:
+        remove_drafts(path)
+        if existing is not None:
+            existing = Run.open(path)  # another process may have trained until now
+            if existing.finished and config.epochs <= len(existing.history):
+                return _read_finished(existing, model, device)
+            _reopen(existing, config, display.log)
             runs.add_session(path, session)
-        training, selection = training.to(device), selection.to(device)
         model.place(device)
-        optimiser = torch.optim.Adam(
-            model.parameters(),
-            lr,
-            (config.beta1, config.beta2),
-            config.epsilon,
-            fused=device.type in ("cpu", "cuda"),
+        selection = data.test if config.protocol == "paper" else data.validation
+        state = TrainingState(
+            model=model,
+            data=data,
+            config=config,
+            run=path,
+            precision=precision,
+            optimizer=build_optimizer(model, config, config.lr),
+            selection=selection.to(device),
+            selected_on=runs.selected_on(config),
+            training_images=len(training),
+            log=display.log,
         )
-        history = _restore(path, model, optimiser, selected_on)
-        display.start(model, data, len(history))
+        if config.ema is not None:
+            state.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
+        if not restore(state):
+            if existing is not None and existing.history:
+                _continue_without_checkpoint(state, existing)
+            elif config.init_from is not None:
+                initialise_from(model, config.init_from, display.log)
+        training = training.to(device)
+        steps_per_epoch = math.ceil(len(training) / config.batch_size)
         repeatable = precision == "float32" and device.type == "cpu" and config.compile == "auto"
         step = TrainingStep(
             model,
-            optimiser,
-            batch_size=batch_size,
-            steps=(config.epochs - len(history)) * (len(training) // batch_size),
+            state.optimizer,
+            batch_size=config.batch_size,
+            steps=(config.epochs - len(state.history)) * (len(training) // config.batch_size),
             reconstruction_weight=config.reconstruction_weight,
             bfloat16=precision == "bfloat16",
             compile="never" if repeatable else config.compile,
-            say=display.say,
+            log=display.log,
+            label_smoothing=config.label_smoothing,
+            class_weight=class_weights(config, training.labels, len(data.classes)),
+            grad_clip=config.grad_clip,
+            schedule=build_schedule(config, config.lr, steps_per_epoch),
+            first_step=len(state.history) * steps_per_epoch,
         )
+        in_order: list[Callback] = [Evaluation()]
+        if config.patience is not None:
+            in_order.append(EarlyStopping(config.patience))
+        if each_epoch is not None:
+            in_order.append(EachEpoch(each_epoch))
+        in_order += [*callbacks, Checkpoint(), Pictures(), display]
+        for callback in in_order:
+            stack.callback(callback.close)
         try:
-            for epoch in range(len(history) + 1, config.epochs + 1):
+            for callback in in_order:
+                callback.on_start(state)
+            for epoch in range(len(state.history) + 1, config.epochs + 1):
                 # Every draw depends on seed and epoch alone, so that a resumed epoch repeats them.
                 torch.manual_seed(config.seed * 1_000_003 + epoch)
                 generator = torch.Generator(device).manual_seed(config.seed * 1_000_003 + epoch)
@@ -192,70 +193,155 @@ def fit(
                 total_loss = torch.zeros((), device=device)
                 correct = torch.zeros((), dtype=torch.int64, device=device)
                 model.train()
-                for images, labels in training_batches(training, batch_size, augmentation, generator):
+                for images, labels in training_batches(
+                    training, config.batch_size, augmentation, generator, len(data.classes)
+                ):
                     outcome = step(images, labels)
+                    if state.average is not None:
+                        state.average.update_parameters(model)
                     total_loss += outcome.loss * len(labels)
                     correct += outcome.correct
-                    display.advance(len(labels))
+                    for callback in in_order:
+                        callback.on_batch_end(state, len(labels))
                 mean_loss = total_loss.item() / len(training)
                 seconds = time.perf_counter() - started
                 if not math.isfinite(mean_loss):
                     raise ConfigError(f"the loss is {mean_loss} in epoch {epoch}: lower the learning rate (--lr)")
-                accuracy = evaluate(model, selection, precision=precision).accuracy
-                history.append(
+                state.history.append(
                     {
                         "epoch": epoch,
                         "loss": mean_loss,
                         "train_accuracy": correct.item() / len(training),
-                        f"{selected_on}_accuracy": accuracy,
                         "seconds": seconds,
                         "images_per_second": len(training) / seconds,
                         "compiled": step.compiled,
                     }
                 )
-                if each_epoch:
-                    each_epoch(history[-1])
-                _save(path, model, optimiser, history, selected_on)
-                display.epoch_done(history[-1], selected_on)
+                for callback in in_order:
+                    callback.on_epoch_end(state)
+                for callback in in_order:
+                    callback.on_checkpoint(state)
+                if state.stop:
+                    display.log(f"stopped after epoch {epoch}: {state.stop}")
+                    break
         except (OSError, ConfigError):
-            if take_back and not (path / runs.CHECKPOINT).exists():
-                take_back()
+            if rollback and not (path / runs.CHECKPOINT).exists():
+                rollback()
             raise
-        return _finish(path, model, data, config, precision, history, selected_on)
+        return _finish(state, in_order, keep_checkpoint)
 
 
-def _check_fits(model: Network, data: ImageData) -> None:
+def _complete(config: TrainConfig, model: Network, data: ImageDataset) -> TrainConfig:
+    """The configuration with the defaults that depend on data and network."""
+    lr = default_learning_rate(config.optimizer, model.config) if config.lr is None else config.lr
+    return dataclasses.replace(config, batch_size=config.batch_size or data.batch_size, lr=lr)
+
+
+def _choose_path(out: str | Path | None, resume: bool, model: Network, data: ImageDataset, config: TrainConfig) -> Path:
+    if out is not None:
+        return Path(out)
+    choose = runs.latest_run_path if resume else runs.free_run_path
+    return choose(f"{data.name}-{model.config.name}-seed{config.seed}")
+
+
+def _check_fits(model: Network, data: ImageDataset) -> None:
+    if not isinstance(model, Network):
+        raise ModelError(
+            f"fit takes a dualcaps.Network, got {type(model).__name__}: wrap it with "
+            "wrap_module(module, data.image_shape, len(data.classes))"
+        )
     if model.config.image_shape != data.image_shape or model.config.num_classes != len(data.classes):
         raise ConfigError(
             f"{model.config.name} was built for images {model.config.image_shape} of {model.config.num_classes} "
             f"classes, {data.name} has {data.image_shape} of {len(data.classes)}: build it for these"
         )
+    for part, split in (("training", data.train), ("validation", data.validation), ("test", data.test)):
+        if not len(split):
+            raise ConfigError(f"{data.name} has no {part} images")
 
 
-def _open_run(
-    path: Path, resume: bool, model: Network, data: ImageData, config: TrainConfig, session: dict[str, Any]
-) -> Callable[[], None] | None:
-    """Create the run folder and return what takes it back, or check that the existing one is of this very run."""
-    asked = {"model": model.config, "training": config, "data": data.options}
-    wanted = {section: dataclasses.asdict(settings) for section, settings in asked.items()}
-    if not (resume and path.exists()):
-        _check_space(path, model)
-        config_file = wanted | {"classes": list(data.classes)}
-        return runs.create_run(path, config_file, {"data": data.provenance, "sessions": [session]})
-    existing = runs.read_config(path)
-    for section, settings in asked.items():
-        known = runs.parse(type(settings), existing[section], path)
-        for name, value in wanted[section].items():
-            before = getattr(known, name)
-            # Their hash decides whether the data are the same; where and how the run goes on is free.
-            if before != value and name not in ("data_dir", "source", "compile", "device"):
+def _create(
+    path: Path, model: Network, data: ImageDataset, config: TrainConfig, session: dict[str, Any]
+) -> Callable[[], None]:
+    """Make the run folder; what removes it again, with the folders that were made for it."""
+    _check_space(path, model)
+    created = [parent for parent in path.parents if not parent.exists()]
+    provenance = {**data.provenance, "sha256": data.fingerprint, "value_range": data.value_range, "notes": data.notes}
+    runs.create_run(path, model.config, config, data.config, data.classes, {"data": provenance, "sessions": [session]})
+
+    def rollback() -> None:
+        shutil.rmtree(path, ignore_errors=True)
+        remove_empty(created)
+
+    return rollback
+
+
+def _check_same(run: Run, model: Network, data: ImageDataset, config: TrainConfig) -> None:
+    """Raise RunError where an existing run is not the one asked for."""
+    pairs: tuple[tuple[ModelConfig | TrainConfig | DataConfig, ...], ...] = (
+        (run.model, model.config),
+        (run.training, config),
+        (run.data, data.config),
+    )
+    for known, wanted in pairs:
+        before, now = to_json(known), to_json(wanted)
+        for name in now:
+            if before[name] != now[name] and name not in _MAY_CHANGE:
                 option = "model" if name == "name" else name
                 raise RunError(
-                    f"{path}: {option} was {before}, now {value}: resume with the same options, or train anew"
+                    f"{run.path}: {option} was {before[name]}, now {now[name]}: resume with the same options, or "
+                    "train anew"
                 )
-    if runs.read_provenance(path)["data"].get("sha256") != data.provenance["sha256"]:
-        raise RunError(f"{path}: the images of {data.name} are not those it was started with: train anew")
-    return None
+    if not same_images(data, run):
+        raise RunError(f"{run.path}: the images of {data.name} are not those it was started with: train anew")
+
+
+def _reopen(run: Run, config: TrainConfig, log: Callable[[str], None]) -> None:
+    """Let a run go on; keep what now differs from what it was started with."""
+    if run.finished:
+        (run.path / runs.RESULT).unlink()
+    changed = dataclasses.replace(run.training, epochs=config.epochs, patience=config.patience)
+    if changed == run.training:
+        return
+    if config.epochs < len(run.history):
+        raise RunError(f"{run.path}: has {len(run.history)} epochs already: ask for more than {config.epochs}")
+    if config.epochs != run.training.epochs:
+        stretched = "" if config.schedule == "constant" else f"; schedule {config.schedule} now spans all of them"
+        log(f"{run.path}: {config.epochs} epochs instead of {run.training.epochs}{stretched}")
+    write_json(run.path / runs.PROVENANCE, run.provenance)
+    runs.write_config(run.path, run.model, changed, run.data, run.classes)
+
+
+def _continue_without_checkpoint(state: TrainingState, run: Run) -> None:
+    """Go on from the selected weights of a finished run whose checkpoint was not kept."""
+    state.model.load_state_dict(run.weights())
+    state.history[:] = run.history
+    state.log(
+        f"{run.path} has no checkpoint: going on from the weights of epoch {state.selected['epoch']} with a fresh "
+        "optimizer"
+    )
+
+
+def initialise_from(model: Network, source: str | Path, log: Callable[[str], None]) -> None:
+    """Load the weights of a run into a network, as far as names and shapes fit.
+
+    Args:
+        model: the network; layers whose size depends on other classes or images keep their fresh weights.
+        source: the run folder.
+        log: called with what was loaded and left out.
+
+    Raises:
+        RunError: the run cannot be read.
+        ConfigError: no weight fits.
+    """
+    weights, own = Run.open(source).weights(), model.state_dict()
+    fitting = {name: tensor for name, tensor in weights.items() if name in own and own[name].shape == tensor.shape}
+    if not fitting:
+        raise ConfigError(f"--init-from {source}: none of its weights fits {model.config.name}")
+    model.load_state_dict(fitting, strict=False)
+    fresh = [name for name in own if name not in fitting]
+    rest = f"; fresh: {', '.join(fresh[:6])}{' …' if len(fresh) > 6 else ''}" if fresh else ""
+    log(f"weights from {source}: {len(fitting)} of {len(own)} tensors{rest}")
 
 
 def _check_space(path: Path, model: Network) -> None:
@@ -271,173 +357,46 @@ def _check_space(path: Path, model: Network) -> None:
         )
 
 
-def _own_random_numbers(device: torch.device) -> Any:
-    """Leave the caller's random numbers as they were."""
+def _separate_random_numbers(device: torch.device) -> Any:
+    """Leave the caller's random number generators as they were."""
     return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
 
-def _selected(history: list[dict[str, Any]], selected_on: str) -> dict[str, Any]:
-    """The best epoch; among equals the last, which has learned the longest."""
-    return max(history, key=lambda line: (line[f"{selected_on}_accuracy"], line["epoch"]))
-
-
-def _save(
-    path: Path, model: Network, optimiser: torch.optim.Adam, history: list[dict[str, Any]], selected_on: str
-) -> None:
-    """Write what the epoch changed; the checkpoint first, as all else can be made from it again."""
-    weights = {f"model.{name}": tensor.contiguous() for name, tensor in model.state_dict().items()}
-    moments = {
-        f"adam.{number}.{name}": tensor.contiguous()
-        for number, state in optimiser.state_dict()["state"].items()
-        for name, tensor in state.items()
-    }
-    runs.write_checkpoint(path, runs.Checkpoint(history, weights | moments))
-    if _selected(history, selected_on) is history[-1]:
-        runs.write_weights(path, {name.removeprefix("model."): tensor for name, tensor in weights.items()})
-    runs.write_metrics(path, history)
-
-
-def _restore(path: Path, model: Network, optimiser: torch.optim.Adam, selected_on: str) -> list[dict[str, Any]]:
-    """Put back what the last checkpoint holds; the history up to it."""
-    checkpoint = runs.read_checkpoint(path)
-    if checkpoint is None:
-        return []
-    weights, moments = {}, {}
-    for name, tensor in checkpoint.tensors.items():
-        kind, _, key = name.partition(".")
-        if kind == "model":
-            weights[key] = tensor
-        else:
-            number, _, moment = key.partition(".")
-            moments.setdefault(int(number), {})[moment] = tensor
-    model.load_state_dict(weights)
-    for parameter, moment in zip(model.parameters(), (moments[number] for number in sorted(moments)), strict=True):
-        for name, tensor in moment.items():
-            if tensor.shape == parameter.shape:  # fused Adam walks weights and moments in memory order
-                moment[name] = torch.empty_like(parameter, requires_grad=False).copy_(tensor)
-    optimiser.load_state_dict(optimiser.state_dict() | {"state": moments})
-    if _selected(checkpoint.history, selected_on) is checkpoint.history[-1]:
-        runs.write_weights(path, weights)  # a kill may have come between the two files
-    runs.write_metrics(path, checkpoint.history)
-    return checkpoint.history
-
-
-def _finish(
-    path: Path,
-    model: Network,
-    data: ImageData,
-    config: TrainConfig,
-    precision: Precision,
-    history: list[dict[str, Any]],
-    selected_on: str,
-) -> Result:
-    """Go back to the selected weights, read the test images, draw the pictures, close the run."""
-    model.load_state_dict(runs.read_weights(path))
-    selected = _selected(history, selected_on)
-    if config.protocol == "paper":
+def _finish(state: TrainingState, callbacks: Sequence[Callback], keep_checkpoint: bool) -> Result:
+    """Go back to the selected weights, evaluate on the test images, close the run."""
+    model, data, selected = state.model, state.data, state.selected
+    model.load_state_dict(runs.read_weights(state.run))
+    if state.config.protocol == "paper":
         test_accuracy = selected["test_accuracy"]
     else:
-        test_accuracy = evaluate(model, data.test, precision=precision).accuracy
-    title = f"{model.config.name} on {data.name}, seed {config.seed}"
-    runs.write_bytes(path / "curves.png", png(learning_curves(history, selected_on, selected["epoch"], title)))
-    if model.decoder:
-        runs.write_bytes(path / "reconstructions.png", png(reconstruction_figure(model, data.test)))
-    seconds = sum(line["seconds"] for line in history)
-    runs.write_json(
-        path / runs.RESULT,
+        test_accuracy = evaluate(model, data.test, precision=state.precision).accuracy
+    for callback in callbacks:
+        callback.on_finish(state)
+    accuracy = selected[f"{state.selected_on}_accuracy"]
+    write_json(
+        state.run / runs.RESULT,
         {
-            "protocol": config.protocol,
+            "protocol": state.config.protocol,
             "selected_epoch": selected["epoch"],
-            f"{selected_on}_accuracy": selected[f"{selected_on}_accuracy"],
+            f"{state.selected_on}_accuracy": accuracy,
             "test_accuracy": test_accuracy,
             "test_images": len(data.test),
             "reconstruction_error": reconstruction_error(model, data.test) if model.decoder else None,
             "parameters": count_parameters(model),
-            "training_seconds": seconds,
-            "precision": precision,
+            "training_seconds": sum(line["seconds"] for line in state.history),
+            "precision": state.precision,
+            "stopped_early": state.stop or None,
         },
     )
-    runs.remove_checkpoint(path)
-    return Result(path, selected["epoch"], selected[f"{selected_on}_accuracy"], test_accuracy, history)
+    if not keep_checkpoint:
+        runs.remove_checkpoint(state.run)
+    return Result(state.run, selected["epoch"], accuracy, test_accuracy, state.history)
 
 
-def _read_finished(path: Path, model: Network, device: torch.device) -> Result:
-    runs.remove_checkpoint(path)  # a kill may have come just before this
-    result, history = runs.read_result(path), runs.read_metrics(path)
-    model.load_state_dict(runs.read_weights(path))
+def _read_finished(run: Run, model: Network, device: torch.device) -> Result:
+    assert run.result is not None
+    model.load_state_dict(run.weights())
     model.place(device)
-    if not 1 <= result["selected_epoch"] <= len(history):
-        raise RunError(f"{path / runs.METRICS}: damaged (epochs are missing): {runs.TRAIN_AGAIN}")
-    selected = history[result["selected_epoch"] - 1]
-    accuracy = selected.get("validation_accuracy", selected.get("test_accuracy"))
-    return Result(path, result["selected_epoch"], accuracy, result["test_accuracy"], history)
-
-
-class _Speed(ProgressColumn):
-    def render(self, task: Task) -> str:
-        return f"{task.speed:,.0f} images/s" if task.speed else "… images/s"
-
-
-class _Display:
-    """A line an epoch and, on a terminal, a bar with speed and time left; on standard error."""
-
-    def __init__(self, quiet: bool, epochs: int, images: int) -> None:
-        self.console = Console(stderr=True, quiet=quiet, highlight=False, markup=False, emoji=False)
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(None),
-            _Speed(),
-            TimeRemainingColumn(),
-            TextColumn("left"),
-            console=self.console,
-            disable=quiet or not self.console.is_terminal,
-            transient=True,
-            expand=True,
-        )
-        self.epochs, self.images = epochs, images
-        self.seconds: list[float] = []
-        self.task = self.bar.add_task("starting", total=epochs * images)
-
-    def __enter__(self) -> "_Display":
-        self.bar.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.bar.stop()
-
-    def start(self, model: Network, data: ImageData, epochs_done: int) -> None:
-        channels, height, width = data.image_shape
-        official = " (not the official files)" if data.provenance.get("official") is False else ""
-        self.console.print(
-            f"{model.config.name}, {count_parameters(model):,} parameters, on {data.name}{official}: "
-            f"{self.images:,} training, "
-            f"{'' if self.images > len(data.train) else f'{len(data.validation):,} validation, '}"
-            f"{len(data.test):,} test images of "
-            f"{height}x{width}x{channels} in {len(data.classes)} classes",
-            soft_wrap=True,
-        )
-        if epochs_done:
-            self.console.print(f"resumed after epoch {epochs_done} of {self.epochs}")
-        self._describe(epochs_done)
-
-    def say(self, text: str) -> None:
-        self.console.print(text, soft_wrap=True)
-
-    def advance(self, images: int) -> None:
-        self.bar.advance(self.task, images)
-
-    def epoch_done(self, line: dict[str, Any], selected_on: str) -> None:
-        self.seconds.append(line["seconds"])
-        left = (self.epochs - line["epoch"]) * statistics.median(self.seconds)
-        self.console.print(
-            f"epoch {line['epoch']:>{len(str(self.epochs))}}/{self.epochs}  loss {line['loss']:.4f}  "
-            f"train {100 * line['train_accuracy']:6.2f} %  "
-            f"{'val' if selected_on == 'validation' else selected_on} {100 * line[f'{selected_on}_accuracy']:6.2f} %  "
-            f"{line['images_per_second']:,.0f}/s  {datetime.timedelta(seconds=round(left))} left",
-            soft_wrap=True,
-        )
-        self._describe(line["epoch"])
-
-    def _describe(self, epochs_done: int) -> None:
-        current = min(epochs_done + 1, self.epochs)
-        self.bar.update(self.task, description=f"epoch {current}/{self.epochs}", completed=epochs_done * self.images)
+    selected = run.history[run.result["selected_epoch"] - 1]
+    accuracy = selected[f"{run.selected_on}_accuracy"]
+    return Result(run.path, run.result["selected_epoch"], accuracy, run.result["test_accuracy"], run.history)

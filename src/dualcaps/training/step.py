@@ -1,35 +1,35 @@
-"""One training step: forward, losses, backward, optimiser; compiled in the middle of a run where that pays."""
+"""One training step: forward, loss, backward, optimizer; compiled in the course of a run where that pays."""
 
+import contextlib
 import hashlib
 import json
-import os
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import platformdirs
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dualcaps.losses import cross_entropy, margin_loss, reconstruction_loss
+from dualcaps.config import Compile, to_json
 from dualcaps.models import Network
-
-Compile = Literal["auto", "always", "never"]
+from dualcaps.nn import to_unit_range
+from dualcaps.runs.files import write_bytes
 
 _WARM_UP, _TIMED = 3, 10
-# What compiling brings and takes where this machine has not measured it yet.
+# What compiling saves and takes where this machine has not measured it yet.
 _USUAL_GAIN, _USUAL_SECONDS = 0.2, 25.0
 
 
 class Outcome(NamedTuple):
-    """What a step computed, on the device and not waited for.
+    """What a step computed, on the device and not synchronised with the host.
 
     loss: the mean over the batch.
-    correct: how many images were predicted rightly.
+    correct: how many images were predicted correctly.
     """
 
     loss: Float[Tensor, ""]
@@ -46,72 +46,105 @@ class Measured:
 
 
 class TrainingStep:
-    """Changes a network's weights by one batch, each time it is called.
+    """Updates a network's weights from one batch, each time it is called.
 
-    It starts with torch's operations one by one. With compile="auto" it times the first steps and
-    compiles forward and backward where the steps still to come will save more time than compiling
-    takes: by what was measured here for the same network before, otherwise by a cautious guess.
-    Should the compiled step be slower, or compiling fail, it goes back. Smaller batches, such as an
-    epoch's last, are never compiled. On CUDA the compiled step is replayed as a CUDA graph.
+    It starts with eager operations. With compile="auto" it times the first steps and compiles forward and
+    backward if the remaining steps will save more time than compiling takes, judged by what was measured here
+    for the same network before, otherwise by a cautious guess. If the compiled step is slower, or compiling
+    fails, it returns to eager operations. Smaller batches, such as an epoch's last, are never compiled. On
+    CUDA the compiled step is replayed as a CUDA graph.
+
+    Args:
+        model: on its device.
+        optimizer: of its parameters.
+        batch_size: images in a full batch.
+        steps: full batches still to come.
+        reconstruction_weight, label_smoothing, class_weight: see `Network.loss`.
+        grad_clip: largest norm of the gradient; None does not clip.
+        schedule: the learning rate of each step, counted over the whole training; None leaves it alone.
+        first_step: the number of the first step.
+        bfloat16: whether the layers compute in bfloat16.
+        compile: see `TrainConfig.compile`.
+        log: called with one line when compiling begins, ends or fails.
 
     Attributes:
-        compiled: whether full batches run compiled now.
+        compiled: whether full batches are compiled at present.
     """
 
     def __init__(
         self,
         model: Network,
-        optimiser: torch.optim.Optimizer,
+        optimizer: torch.optim.Optimizer,
         *,
         batch_size: int,
         steps: int,
         reconstruction_weight: float,
         bfloat16: bool,
         compile: Compile,
-        say: Callable[[str], None],
+        log: Callable[[str], None],
+        label_smoothing: float = 0.0,
+        class_weight: Float[Tensor, "classes"] | None = None,
+        grad_clip: float | None = None,
+        schedule: Callable[[int], float] | None = None,
+        first_step: int = 0,
     ) -> None:
-        self._optimiser = optimiser
-        self._batch_size, self._steps_left, self._say = batch_size, steps, say
+        self._model, self._optimizer = model, optimizer
+        self._grad_clip, self._schedule, self._number = grad_clip, schedule, first_step
+        self._batch_size, self._steps_left, self._log = batch_size, steps, log
         self._device = next(model.parameters()).device
         self._times: list[float] = []
         self._eager_seconds: float | None = None
         self._undecided = compile == "auto"
         self._record = _record_file(model, batch_size, bfloat16, self._device)
         self.compiled = False
-        classification_loss = cross_entropy if model.config.name == "cnn" else margin_loss
 
         def compute(images: Tensor, labels: Tensor) -> Outcome:
+            numbers = labels if labels.ndim == 1 else labels.argmax(dim=1)
             with torch.autocast(self._device.type, torch.bfloat16, enabled=bfloat16):
                 output = model(images)
-                drawn = model.reconstruct(output.poses, labels) if model.decoder else None
-            loss = classification_loss(output.lengths, labels)
-            if drawn is not None:
-                loss = loss + reconstruction_weight * reconstruction_loss(drawn.float(), images)
-            return Outcome(loss, (output.lengths.argmax(dim=1) == labels).sum())
+                reconstructions = model.reconstruct(output.poses, numbers) if model.decoder else None
+            loss = model.loss(
+                output,
+                labels,
+                images,
+                reconstructions,
+                reconstruction_weight=reconstruction_weight,
+                label_smoothing=label_smoothing,
+                class_weight=class_weight,
+            )
+            return Outcome(loss, (output.lengths.argmax(dim=1) == numbers).sum())
 
         self._eager = self._compute = compute
         if compile == "always":
             self._start_compiled()
 
-    def __call__(self, images: Float[Tensor, "batch channels height width"], labels: Int[Tensor, "batch"]) -> Outcome:
-        """Train on one batch; images in [0, 1]."""
+    def __call__(self, images: Tensor, labels: Tensor) -> Outcome:
+        """Train on one batch.
+
+        Args:
+            images: uint8 [B, C, H, W] from 0 to 255, or floats in [0, 1].
+            labels: class numbers [B], or soft labels [B, classes].
+        """
+        if images.dtype == torch.uint8:
+            images = to_unit_range(images)
         whole = len(labels) == self._batch_size
         compute = self._compute if whole else self._eager
         timed = whole and (self._undecided or (self.compiled and len(self._times) <= _TIMED))
         if timed:
-            self._wait()
+            self._synchronise()
         started = time.perf_counter()
         try:
             outcome = self._train(compute, images, labels)
         except (RuntimeError, OSError) as error:
             if compute is self._eager or isinstance(error, torch.OutOfMemoryError):
                 raise
-            self._go_back(f"not compiled: {_first_line(error)}")
+            self._return_to_eager(f"not compiled: {_first_line(error)}")
             outcome = self._train(self._eager, images, labels)
             timed = False
         self._steps_left -= 1
+        self._number += 1
         if timed:
-            self._wait()
+            self._synchronise()
             self._times.append(time.perf_counter() - started)
             if self._undecided and len(self._times) == _WARM_UP + _TIMED:
                 self._decide()
@@ -120,17 +153,22 @@ class TrainingStep:
         return outcome
 
     def _train(self, compute: Callable[[Tensor, Tensor], Outcome], images: Tensor, labels: Tensor) -> Outcome:
-        self._optimiser.zero_grad()
+        if self._schedule is not None:
+            for group in self._optimizer.param_groups:
+                group["lr"] = self._schedule(self._number)
+        self._optimizer.zero_grad()
         if compute is not self._eager and self._device.type == "cuda":
             torch.compiler.cudagraph_mark_step_begin()
         outcome = compute(images, labels)
         outcome.loss.backward()
-        self._optimiser.step()
+        if self._grad_clip is not None:
+            torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._grad_clip)
+        self._optimizer.step()
         # A CUDA graph writes over what it returned the next time it runs.
         return Outcome(outcome.loss.detach().clone(), outcome.correct.clone())
 
-    def _wait(self) -> None:
-        """Let the device finish, so that the clock tells the truth; for the few steps that are timed."""
+    def _synchronise(self) -> None:
+        """Wait until the device has finished; for the few steps that are timed."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
 
@@ -142,7 +180,7 @@ class TrainingStep:
         compiling = known.compiling if known else _USUAL_SECONDS
         gain = 1 - known.compiled / known.eager if known else _USUAL_GAIN
         if self._steps_left * eager * gain > compiling:
-            self._say(f"compiling the training step: {self._steps_left:,} steps of {1e3 * eager:.1f} ms are to come")
+            self._log(f"compiling the training step: {self._steps_left:,} steps of {1e3 * eager:.1f} ms remain")
             self._start_compiled()
 
     def _start_compiled(self) -> None:
@@ -158,18 +196,18 @@ class TrainingStep:
         first, *others = self._times
         compiled = statistics.median(others)
         if self._eager_seconds is None:
-            self._say(f"training step compiled in {first:.0f} s: {1e3 * compiled:.1f} ms")
+            self._log(f"training step compiled in {first:.0f} s: {1e3 * compiled:.1f} ms")
             return
         _write(self._record, Measured(max(first - compiled, 0.0), self._eager_seconds, compiled))
-        told = f"{1e3 * self._eager_seconds:.1f} -> {1e3 * compiled:.1f} ms a step, compiled in {first:.0f} s"
+        comparison = f"{1e3 * self._eager_seconds:.1f} -> {1e3 * compiled:.1f} ms a step, compiled in {first:.0f} s"
         if compiled < self._eager_seconds:
-            self._say(told)
+            self._log(comparison)
         else:
-            self._go_back(f"not compiled any more: {told}")
+            self._return_to_eager(f"not compiled any more: {comparison}")
 
-    def _go_back(self, why: str) -> None:
+    def _return_to_eager(self, why: str) -> None:
         self._compute, self.compiled, self._undecided = self._eager, False, False
-        self._say(why)
+        self._log(why)
 
 
 def _first_line(error: Exception) -> str:
@@ -177,27 +215,23 @@ def _first_line(error: Exception) -> str:
 
 
 def _record_file(model: Network, batch_size: int, bfloat16: bool, device: torch.device) -> Path:
-    """Where it is kept what compiling brought for steps like these on this machine."""
+    """The file that keeps what compiling saved for steps like these on this machine."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu {torch.get_num_threads()}"
-    alike = [asdict(model.config), batch_size, bfloat16, name, torch.__version__]
+    alike = [to_json(model.config), batch_size, bfloat16, name, torch.__version__]
     digest = hashlib.sha256(json.dumps(alike, sort_keys=True).encode()).hexdigest()
     return platformdirs.user_cache_path("dualcaps") / "steps" / f"{digest[:32]}.json"
 
 
 def _read(file: Path) -> Measured | None:
     try:
-        measured = Measured(**json.loads(file.read_text()))
+        measured = Measured(**json.loads(file.read_text(encoding="utf-8")))
         return measured if min(asdict(measured).values()) > 0 else None
     except (OSError, ValueError, TypeError):
         return None
 
 
 def _write(file: Path, measured: Measured) -> None:
-    """Keep for later runs; a cache that cannot be written is done without."""
-    draft = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
+    """Keep a measurement for later runs; a cache that cannot be written is not used."""
+    with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(json.dumps(asdict(measured)))
-        draft.replace(file)
-    except OSError:
-        draft.unlink(missing_ok=True)
+        write_bytes(file, json.dumps(asdict(measured)).encode())

@@ -1,0 +1,352 @@
+"""Callbacks of the training loop: evaluation, checkpoints, pictures, progress, early stopping, loggers."""
+
+import datetime
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from torch.optim.swa_utils import AveragedModel
+
+from dualcaps.config import Precision, TrainConfig
+from dualcaps.data.dataset import ImageDataset, ImageSplit
+from dualcaps.errors import ConfigError
+from dualcaps.explain.reconstructions import reconstruction_figure
+from dualcaps.inference import evaluate
+from dualcaps.models import Network, count_parameters
+from dualcaps.plots import learning_curves, png
+from dualcaps.runs import run as runs
+from dualcaps.runs.files import write_bytes
+
+
+@dataclass
+class TrainingState:
+    """What callbacks see of a training, and may change.
+
+    Attributes:
+        model: the network being trained.
+        data: the data set.
+        config: how it is trained, complete.
+        run: the run folder.
+        precision: number type of the layers.
+        optimizer: with its state.
+        selection: the images that the epoch is selected on.
+        selected_on: what they are, "validation" or "test".
+        training_images: how many images an epoch has.
+        history: an entry for each finished epoch; the last is the present one in `on_epoch_end`.
+        average: the exponential moving average of the weights, if one is kept.
+        stop: set by a callback to stop after this epoch: the reason in words.
+        log: prints a line for the user.
+    """
+
+    model: Network
+    data: ImageDataset
+    config: TrainConfig
+    run: Path
+    precision: Precision
+    optimizer: torch.optim.Optimizer
+    selection: ImageSplit
+    selected_on: str
+    training_images: int
+    history: list[dict[str, Any]] = field(default_factory=list)
+    average: AveragedModel | None = None
+    stop: str = ""
+    log: Callable[[str], None] = lambda _: None
+
+    @property
+    def evaluated_model(self) -> Network:
+        """The network that is evaluated and kept: the moving average if there is one."""
+        if self.average is None:
+            return self.model
+        assert isinstance(self.average.module, Network)
+        return self.average.module
+
+    @property
+    def selected(self) -> dict[str, Any]:
+        """The best epoch's entry; among equals the last, which was trained the longest."""
+        return max(self.history, key=lambda line: (line[f"{self.selected_on}_accuracy"], line["epoch"]))
+
+
+class Callback:
+    """Base class: override what is needed. Exceptions stop the training, which can then be resumed."""
+
+    def on_start(self, state: TrainingState) -> None:
+        """Before the first epoch, or the first after resuming."""
+
+    def on_batch_end(self, state: TrainingState, images: int) -> None:
+        """After each step, with the number of images in its batch; nothing is synchronised with the device."""
+
+    def on_epoch_end(self, state: TrainingState) -> None:
+        """After each epoch, when `state.history[-1]` holds its metrics and before the checkpoint is written."""
+
+    def on_checkpoint(self, state: TrainingState) -> None:
+        """After the epoch's checkpoint was written."""
+
+    def on_finish(self, state: TrainingState) -> None:
+        """After the last epoch; the network has the selected weights."""
+
+    def close(self) -> None:
+        """Whatever happened, at the end."""
+
+
+class Evaluation(Callback):
+    """Accuracy on the images that the epoch is selected on."""
+
+    def on_epoch_end(self, state: TrainingState) -> None:
+        """Add the accuracy to the epoch's metrics."""
+        accuracy = evaluate(state.evaluated_model, state.selection, precision=state.precision).accuracy
+        state.history[-1][f"{state.selected_on}_accuracy"] = accuracy
+
+
+class EachEpoch(Callback):
+    """A function called with each epoch's metrics before they are kept."""
+
+    def __init__(self, function: Callable[[dict[str, Any]], None]) -> None:
+        self._function = function
+
+    def on_epoch_end(self, state: TrainingState) -> None:
+        """Call the function."""
+        self._function(state.history[-1])
+
+
+class EarlyStopping(Callback):
+    """Stops when the accuracy has not improved for some epochs.
+
+    Args:
+        patience: how many epochs to wait for a better accuracy than the best so far.
+    """
+
+    def __init__(self, patience: int) -> None:
+        self.patience = patience
+
+    def on_epoch_end(self, state: TrainingState) -> None:
+        """Compare the epochs since the best with the patience."""
+        key = f"{state.selected_on}_accuracy"
+        first_best = max(state.history, key=lambda line: (line[key], -line["epoch"]))["epoch"]
+        if state.history[-1]["epoch"] - first_best >= self.patience:
+            state.stop = f"no better {state.selected_on} accuracy for {self.patience} epochs"
+
+
+class Checkpoint(Callback):
+    """Writes what is needed to resume, and the weights whenever the epoch is the best so far."""
+
+    def on_epoch_end(self, state: TrainingState) -> None:
+        """Write; the checkpoint first, as everything else can be restored from it."""
+        tensors = {f"model.{name}": tensor.contiguous() for name, tensor in state.model.state_dict().items()}
+        if state.average is not None:
+            tensors |= {f"average.{k}": v.contiguous() for k, v in state.average.state_dict().items()}
+        for number, entry in state.optimizer.state_dict()["state"].items():
+            tensors |= {
+                f"optimizer.{number}.{name}": tensor.contiguous()
+                for name, tensor in entry.items()
+                if isinstance(tensor, torch.Tensor)
+            }
+        runs.write_checkpoint(state.run, runs.Checkpoint(state.history, tensors))
+        if state.selected is state.history[-1]:
+            weights = state.evaluated_model.state_dict()
+            runs.write_weights(state.run, {name: tensor.contiguous() for name, tensor in weights.items()})
+        runs.write_metrics(state.run, state.history)
+
+
+def restore(state: TrainingState) -> bool:
+    """Put back what the run's checkpoint holds; whether there was one.
+
+    Raises:
+        RunError: the checkpoint is damaged.
+    """
+    checkpoint = runs.read_checkpoint(state.run)
+    if checkpoint is None:
+        return False
+    groups: dict[str, dict[str, torch.Tensor]] = {"model": {}, "average": {}, "optimizer": {}, "adam": {}}
+    for name, tensor in checkpoint.tensors.items():
+        kind, _, key = name.partition(".")
+        groups[kind][key] = tensor
+    state.model.load_state_dict(groups["model"])
+    if state.average is not None and groups["average"]:
+        state.average.load_state_dict(groups["average"])
+    entries: dict[int, dict[str, torch.Tensor]] = {}
+    for key, tensor in (groups["optimizer"] | groups["adam"]).items():  # "adam" in runs of format 1
+        number, _, name = key.partition(".")
+        entries.setdefault(int(number), {})[name] = tensor
+    parameters = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
+    for number, entry in entries.items():
+        for name, tensor in entry.items():
+            if tensor.shape == parameters[number].shape:  # fused optimizers pair weights and state in memory order
+                entry[name] = torch.empty_like(parameters[number], requires_grad=False).copy_(tensor)
+    state.optimizer.load_state_dict(state.optimizer.state_dict() | {"state": entries})
+    state.history[:] = checkpoint.history
+    if state.selected is state.history[-1]:
+        weights = state.evaluated_model.state_dict()  # a kill may have come between the two files
+        runs.write_weights(state.run, {name: tensor.contiguous() for name, tensor in weights.items()})
+    runs.write_metrics(state.run, state.history)
+    return True
+
+
+class Pictures(Callback):
+    """Learning curves, and reconstructions where the network has a decoder."""
+
+    def on_finish(self, state: TrainingState) -> None:
+        """Draw; a picture that cannot be drawn is reported and costs nothing else."""
+        title = f"{state.model.config.name} on {state.data.name}, seed {state.config.seed}"
+        epoch = state.selected["epoch"]
+        self._draw(state, "curves.png", lambda: learning_curves(state.history, state.selected_on, epoch, title))
+        if state.model.decoder:
+            self._draw(state, "reconstructions.png", lambda: reconstruction_figure(state.model, state.data.test))
+
+    def _draw(self, state: TrainingState, name: str, draw: Callable[[], Any]) -> None:
+        try:
+            content = png(draw())
+        except Exception as error:  # whatever a renderer raises, the trained weights count for more
+            state.log(f"{name} could not be drawn: {type(error).__name__}: {' '.join(str(error).split())}")
+            return
+        write_bytes(state.run / name, content)
+
+
+class _Speed(ProgressColumn):
+    def render(self, task: Task) -> str:
+        return f"{task.speed:,.0f} images/s" if task.speed else "… images/s"
+
+
+class ProgressDisplay(Callback):
+    """A line for each epoch and, on a terminal, a bar with speed and time left; on standard error."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.console = Console(stderr=True, quiet=quiet, highlight=False, markup=False, emoji=False)
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(None),
+            _Speed(),
+            TimeRemainingColumn(),
+            TextColumn("left"),
+            console=self.console,
+            disable=quiet or not self.console.is_terminal,
+            transient=True,
+            expand=True,
+        )
+        self.seconds: list[float] = []
+        self.task = self.bar.add_task("starting", total=None)
+
+    def log(self, text: str) -> None:
+        """Print a line."""
+        self.console.print(text, soft_wrap=True)
+
+    def on_start(self, state: TrainingState) -> None:
+        """Say what is trained on what."""
+        channels, height, width = state.data.image_shape
+        official = " (not the official files)" if state.data.provenance.get("official") is False else ""
+        with_validation = state.selected_on == "validation"
+        self.log(
+            f"{state.model.config.name}, {count_parameters(state.model):,} parameters, on {state.data.name}{official}: "
+            f"{state.training_images:,} training, "
+            f"{f'{len(state.data.validation):,} validation, ' if with_validation else ''}"
+            f"{len(state.data.test):,} test images of {height}x{width}x{channels} in {len(state.data.classes)} classes"
+        )
+        if state.history:
+            self.log(f"resumed after epoch {len(state.history)} of {state.config.epochs}")
+        self.bar.update(self.task, total=state.config.epochs * state.training_images)
+        self.bar.start()
+        self._describe(state)
+
+    def on_batch_end(self, state: TrainingState, images: int) -> None:
+        """Advance the bar."""
+        self.bar.advance(self.task, images)
+
+    def on_checkpoint(self, state: TrainingState) -> None:
+        """Print the epoch's line."""
+        line, config = state.history[-1], state.config
+        self.seconds.append(line["seconds"])
+        left = datetime.timedelta(seconds=round((config.epochs - line["epoch"]) * statistics.median(self.seconds)))
+        part = "val" if state.selected_on == "validation" else state.selected_on
+        self.log(
+            f"epoch {line['epoch']:>{len(str(config.epochs))}}/{config.epochs}  loss {line['loss']:.4f}  "
+            f"train {100 * line['train_accuracy']:6.2f} %  "
+            f"{part} {100 * line[f'{state.selected_on}_accuracy']:6.2f} %  "
+            f"{line['images_per_second']:,.0f}/s  {left} left"
+        )
+        self._describe(state)
+
+    def close(self) -> None:
+        """Remove the bar."""
+        self.bar.stop()
+
+    def _describe(self, state: TrainingState) -> None:
+        done, epochs = len(state.history), state.config.epochs
+        description = f"epoch {min(done + 1, epochs)}/{epochs}"
+        self.bar.update(self.task, description=description, completed=done * state.training_images)
+
+
+class TensorBoardLogger(Callback):
+    """Writes each epoch's metrics for TensorBoard, into `tensorboard/` in the run folder.
+
+    Raises:
+        ConfigError: tensorboard is not installed.
+    """
+
+    def __init__(self) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ConfigError("--logger tensorboard needs tensorboard: pip install 'dualcaps[tensorboard]'") from error
+        self._create, self._writer = SummaryWriter, None
+
+    def on_start(self, state: TrainingState) -> None:
+        """Open the event file; a resumed run continues after its last epoch."""
+        self._writer = self._create(str(state.run / "tensorboard"), purge_step=len(state.history) + 1)
+
+    def on_epoch_end(self, state: TrainingState) -> None:
+        """Write the epoch's numbers."""
+        assert self._writer is not None
+        for name, value in _numbers(state.history[-1]).items():
+            self._writer.add_scalar(name, value, state.history[-1]["epoch"])
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Close the event file."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+class TrackioLogger(Callback):
+    """Logs each epoch's metrics with trackio, which keeps them on this machine.
+
+    Args:
+        project: the project's name in trackio.
+
+    Raises:
+        ConfigError: trackio is not installed.
+    """
+
+    def __init__(self, project: str = "dualcaps") -> None:
+        try:
+            import trackio
+        except ImportError as error:
+            raise ConfigError("--logger trackio needs trackio: pip install 'dualcaps[trackio]'") from error
+        self._trackio, self._project, self._open = trackio, project, False
+
+    def on_start(self, state: TrainingState) -> None:
+        """Start a trackio run named after the run folder."""
+        from dualcaps.config import to_json
+
+        self._trackio.init(project=self._project, name=state.run.name, config=to_json(state.config))
+        self._open = True
+
+    def on_epoch_end(self, state: TrainingState) -> None:
+        """Log the epoch's numbers."""
+        self._trackio.log(_numbers(state.history[-1]), step=state.history[-1]["epoch"])
+
+    def close(self) -> None:
+        """Finish the trackio run."""
+        if self._open:
+            self._trackio.finish()
+
+
+LOGGERS: Mapping[str, type[Callback]] = {"tensorboard": TensorBoardLogger, "trackio": TrackioLogger}
+"""Loggers by name."""
+
+
+def _numbers(line: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in line.items() if name != "epoch" and not isinstance(value, bool)}

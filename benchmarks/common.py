@@ -14,9 +14,9 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as the command line does, 
 
 import torch
 
-from dualcaps.runs import run as runs
 from dualcaps.bench import Timing
 from dualcaps.inference import choose_device
+from dualcaps.runs.run import environment
 
 ROOT = Path(__file__).parents[1]
 FIELDS = (
@@ -41,15 +41,15 @@ class Results:
     """
 
     def __init__(self, benchmark: str, out: Path, device: torch.device, versions: str = "") -> None:
-        environment = runs.environment(device, "")
-        machine = environment["device"] if device.type == "cuda" else environment["processor"]
+        machine_facts = environment(device, "")
+        machine = machine_facts["device"] if device.type == "cuda" else machine_facts["processor"]
         if device.type == "cpu" and (limit := os.environ.get("ONEDNN_MAX_CPU_ISA")):
             machine += f", instructions up to {limit}"
         self._fixed = {
             "date": datetime.date.today().isoformat(),
-            "commit": environment["commit"],
+            "commit": machine_facts["commit"],
             "machine": machine,
-            "versions": versions or f"torch {torch.__version__}, python {environment['versions']['python']}",
+            "versions": versions or f"torch {torch.__version__}, python {machine_facts['versions']['python']}",
         }
         words = re.sub(r"[^a-z0-9.]+", "-", f"{machine} torch {torch.__version__}".lower()).strip("-")
         self.file = out / f"{benchmark}--{words}.csv"
@@ -99,10 +99,10 @@ def _text(number: float | None) -> str:
 def in_fresh_process(script: str, arguments: Sequence[object]) -> float:
     """The number that a script of this folder prints last, run on its own."""
     command = [sys.executable, str(Path(__file__).with_name(script)), *map(str, arguments)]
-    said = subprocess.run(command, capture_output=True, text=True, check=False)
-    if said.returncode:
-        sys.exit(f"{' '.join(command)}: {said.stderr}")
-    return float(said.stdout.split()[-1])
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)}: {done.stderr}")
+    return float(done.stdout.split()[-1])
 
 
 def place(name: str) -> torch.device:

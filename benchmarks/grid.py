@@ -12,7 +12,7 @@ from common import Results, parse, place
 from torch import multiprocessing
 
 from dualcaps import create_model
-from dualcaps.bench import our_training, random_part
+from dualcaps.bench import our_training, random_split
 from dualcaps.inference import choose_precision, evaluate
 
 NETWORKS = ("cnn", "capsnet", "capsnet-conv-att", "capsnet-caps-att", "da-capsnet")
@@ -67,8 +67,8 @@ def _epoch(
     """Seconds of the first epoch beyond an ordinary one, and of an ordinary one with its evaluation."""
     precision = choose_precision("auto", device)
     model = create_model(network, shape)
-    epoch = our_training(model, random_part(shape, training, device), batch, precision, "always")
-    held_out = random_part(shape, max(test, 1), device)
+    epoch = our_training(model, random_split(shape, training, device), batch, precision, "always")
+    held_out = random_split(shape, max(test, 1), device)
     seconds = []
     for _ in range(4):
         started = time.perf_counter()
@@ -82,7 +82,7 @@ def _epoch(
 def _train_coil(device: str) -> None:
     training, _, shape, batch = SETS["coil-20"]
     place = torch.device(device)
-    part = random_part(shape, training, place)
+    part = random_split(shape, training, place)
     epoch = our_training(create_model("da-capsnet", shape), part, batch, "bfloat16", "always")
     for _ in range(EPOCHS_AT_ONCE):
         epoch()

@@ -10,9 +10,10 @@ from common import Results, parse, place
 from PIL import Image
 
 from dualcaps import create_model
-from dualcaps.bench import SHAPES, Timing, check_parity, interleave, our_training, random_part
+from dualcaps.bench import SHAPES, Timing, check_parity, interleave, our_training, random_split
 from dualcaps.data.images import read_images
-from dualcaps.inference import Precision, choose_precision, predict, predict_files
+from dualcaps.config import Precision
+from dualcaps.inference import choose_precision, predict, predict_files
 from dualcaps.models import Network
 
 NETWORKS = (("capsnet", False), ("da-capsnet", True))
@@ -35,7 +36,7 @@ def _measure(results: Results, device: torch.device, network: str, decoder: bool
     torch.manual_seed(0)
     model = create_model(network, SHAPES[text], decoder=decoder)
     check_parity(model, device, precision)
-    part = random_part(SHAPES[text], 20480 if device.type == "cuda" else 1280, device)
+    part = random_split(SHAPES[text], 20480 if device.type == "cuda" else 1280, device)
     case = f"{network}{' + decoder' if decoder else ''} {text}"
     timings = interleave(
         {

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 
 from dualcaps import create_model
-from dualcaps.bench import SHAPES, our_training, peak_memory, plain_training, random_part
+from dualcaps.bench import SHAPES, our_training, peak_memory, plain_training, random_split
 from dualcaps.inference import choose_device, choose_precision
 from dualcaps.routing import route, route_children
 
@@ -19,7 +19,7 @@ def training(network: str, decoder: str, shape: str, batch: str, how: str, devic
     """Three steps."""
     place, size = choose_device(device), int(batch)
     model = create_model(network, SHAPES[shape], decoder=decoder == "True").to(place)
-    part = random_part(SHAPES[shape], 3 * size, place)
+    part = random_split(SHAPES[shape], 3 * size, place)
     if how == "plain":
         return plain_training(model, part, size)
     return our_training(model, part, size, choose_precision("auto", place), "never" if how == "eager" else "always")

@@ -23,7 +23,7 @@ import torch
 from common import ROOT, Results, parse, place
 
 from dualcaps import create_model, predict
-from dualcaps.bench import ParityError, Timing, check_parity, our_training, plain_training, random_part
+from dualcaps.bench import ParityError, Timing, check_parity, our_training, plain_training, random_split
 from dualcaps.inference import choose_precision
 
 PACKAGES = {"tensorflow": "tensorflow-cpu", "torch": "torch", "jax": "jax[cpu]"}
@@ -102,7 +102,7 @@ def main() -> None:
         precision = choose_precision("auto", device)
         for number_type in ("float32", precision):
             check_parity(model, device, number_type)
-        part = random_part(shape, STEPS * BATCH, device)
+        part = random_split(shape, STEPS * BATCH, device)
         with tempfile.TemporaryDirectory() as folder:
             weights = Path(folder, "weights.npz")
             images = part.images[:64].permute(0, 2, 3, 1).numpy()

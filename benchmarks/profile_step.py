@@ -5,7 +5,7 @@ from common import Results, parse, place
 from torch.profiler import ProfilerActivity, profile
 
 from dualcaps import create_model
-from dualcaps.bench import SHAPES, our_training, plain_training, random_part
+from dualcaps.bench import SHAPES, our_training, plain_training, random_split
 from dualcaps.inference import choose_precision
 
 BATCH, STEPS = 128, 10
@@ -29,7 +29,7 @@ def main() -> None:
         for text, shape in SHAPES.items():
             torch.manual_seed(0)
             model = create_model(network, shape, decoder=decoder)
-            part = random_part(shape, STEPS * BATCH, device)
+            part = random_split(shape, STEPS * BATCH, device)
             case = f"{network}{' + decoder' if decoder else ''} {text}, batch {BATCH}"
             for name, epoch in {
                 "plain PyTorch float32": plain_training(model, part, BATCH),

@@ -12,7 +12,8 @@ from common import Results, parse, place
 from torch import Tensor
 
 from dualcaps.bench import check_routing_parity, copy_bandwidth, interleave
-from dualcaps.routing import route, route_children, why_not_triton
+from dualcaps.routing import route, route_children
+from dualcaps.routing.dynamic import why_not_triton
 
 SHAPES = ((128, 10, 100, 16), (16, 10, 100, 16), (512, 10, 100, 16), (64, 100, 100, 16))
 CHANNELS = 128

@@ -7,7 +7,7 @@ import torch
 from common import Results, in_fresh_process, parse, place
 
 from dualcaps import create_model
-from dualcaps.bench import our_training, random_part
+from dualcaps.bench import our_training, random_split
 from dualcaps.inference import choose_precision
 from dualcaps.routing import route, route_children
 
@@ -34,7 +34,7 @@ def main() -> None:
     precision = choose_precision("auto", device)
     for side in SIDES:
         model = create_model("capsnet", (3, side, side), decoder=False)
-        run = our_training(model, random_part((3, side, side), 16, device), 16, precision, "never")
+        run = our_training(model, random_split((3, side, side), 16, device), 16, precision, "never")
         milliseconds = 1e3 * _median(run, options.rounds) / 16
         results.add(f"training, {side}x{side}x3", f"capsnet {precision}", "time", milliseconds, "ms/image")
     for how in ("votes", "children"):

@@ -14,7 +14,7 @@ import torch
 from common import ROOT, Results, parse, place
 from torch import Tensor, nn
 
-from dualcaps import ImageData, Part, TrainConfig, create_model, fit, load_data, load_model
+from dualcaps import ImageDataset, ImageSplit, TrainConfig, create_model, fit, load_data, load_model
 from dualcaps.models import CapsNet
 from dualcaps.runs.run import read_metrics
 
@@ -55,10 +55,10 @@ CASES: dict[str, tuple[int, Literal["left", "both"], Callable[[Tensor], Tensor] 
 """Pixels of a side, camera, what is done to the images."""
 
 
-def change(data: ImageData, how: Callable[[Tensor], Tensor]) -> ImageData:
+def change(data: ImageDataset, how: Callable[[Tensor], Tensor]) -> ImageDataset:
     """The data set with all its images changed."""
     parts = {
-        name: Part(how(part.images), part.labels)
+        name: ImageSplit(how(part.images), part.labels)
         for name, part in (("train", data.train), ("validation", data.validation), ("test", data.test))
     }
     return dataclasses.replace(data, **parts)

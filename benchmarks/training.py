@@ -14,7 +14,7 @@ from dualcaps.bench import (
     matrix_rate,
     our_training,
     plain_training,
-    random_part,
+    random_split,
 )
 from dualcaps.inference import choose_precision
 
@@ -40,7 +40,7 @@ def _measure(
     model = create_model(network, SHAPES[text], decoder=decoder)
     for number_type in ("float32", precision):
         check_parity(model, device, number_type)
-    part = random_part(SHAPES[text], (200 if device.type == "cuda" else 10) * batch, device)
+    part = random_split(SHAPES[text], (200 if device.type == "cuda" else 10) * batch, device)
     case = f"{network}{' + decoder' if decoder else ''} {text}, batch {batch}"
     rates: list[float] = []
     timings = interleave(

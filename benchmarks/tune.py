@@ -13,7 +13,7 @@ def main() -> None:
     """Time forward and backward with each size of tile and number of warps."""
     options = parse(__doc__ or "")
     device = place(options.device)
-    from dualcaps.routing import triton as kernels
+    from dualcaps.routing.dynamic import triton as kernels
 
     results = Results("tune", options.out, device)
     for shape in SHAPES:

@@ -1,6 +1,6 @@
 """Speed on this machine: the short benchmark of `dualcaps bench`, and the parts that the long ones share.
 
-A speed is only told after the fast network answered as the plain one does.
+Throughput is reported only after outputs match the plain implementation.
 """
 
 import functools
@@ -17,12 +17,14 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from dualcaps.data.batches import Part, training_batches
+from dualcaps.config import Compile, ModelConfig, Precision
+from dualcaps.data.batches import training_batches
+from dualcaps.data.dataset import ImageSplit
 from dualcaps.errors import ConfigError, DualcapsError
-from dualcaps.inference import Precision, choose_device, choose_precision, predict
+from dualcaps.inference import choose_device, choose_precision, predict
 from dualcaps.losses import margin_loss, reconstruction_loss
-from dualcaps.models import CapsOutput, ModelConfig, Network, build_model, create_model
-from dualcaps.training.step import Compile, TrainingStep
+from dualcaps.models import CapsOutput, Network, build_model, create_model
+from dualcaps.training.step import TrainingStep
 
 Candidates = Mapping[str, Callable[[], None]]
 SHAPES = {"32x32x3": (3, 32, 32), "28x28x1": (1, 28, 28)}
@@ -30,7 +32,7 @@ _WEIGHT = 0.0005
 
 
 class ParityError(DualcapsError):
-    """Two implementations that should agree do not, so that no speed of theirs means anything."""
+    """Two implementations that should agree do not, so their speeds are not reported."""
 
 
 @dataclass(frozen=True)
@@ -127,66 +129,66 @@ class PlainCapsNet(nn.Module):
         return self.decoder((poses * mask).flatten(1)).view(-1, *self.config.image_shape)
 
 
-def random_part(shape: tuple[int, int, int], count: int, device: torch.device, classes: int = 10) -> Part:
+def random_split(shape: tuple[int, int, int], count: int, device: torch.device, classes: int = 10) -> ImageSplit:
     """Images of noise with random labels."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (count, *shape), dtype=torch.uint8, generator=generator)
-    return Part(images, torch.randint(classes, (count,), generator=generator)).to(device)
+    return ImageSplit(images, torch.randint(classes, (count,), generator=generator)).to(device)
 
 
-def plain_training(network: Network, part: Part, batch_size: int) -> Callable[[], None]:
+def plain_training(network: Network, split: ImageSplit, batch_size: int) -> Callable[[], None]:
     """An epoch of plain PyTorch: images already floats, float32 layers, Adam as it comes."""
-    model = PlainCapsNet(network).to(part.labels.device)
-    optimiser = torch.optim.Adam(model.parameters(), lr=1e-3, eps=1e-7)
-    images = part.images.float() / 255
+    model = PlainCapsNet(network).to(split.labels.device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, eps=1e-7)
+    images = split.images.float() / 255
 
     def epoch() -> None:
         loss = torch.zeros(())
-        for chosen in torch.randperm(len(part), device=part.labels.device).split(batch_size):
-            batch, labels = images[chosen], part.labels[chosen]
+        for chosen in torch.randperm(len(split), device=split.labels.device).split(batch_size):
+            batch, labels = images[chosen], split.labels[chosen]
             output = model(batch)
             loss = margin_loss(output.lengths, labels)
             if model.config.decoder:
                 loss = loss + _WEIGHT * reconstruction_loss(model.reconstruct(output.poses, labels), batch)
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.backward()
-            optimiser.step()
+            optimizer.step()
         loss.item()
 
     return epoch
 
 
 def our_training(
-    network: Network, part: Part, batch_size: int, precision: Precision, compile: Compile
+    network: Network, split: ImageSplit, batch_size: int, precision: Precision, compile: Compile
 ) -> Callable[[], None]:
     """An epoch as `fit` runs it, without augmentation; with compile="always" it is compiled by the first.
 
     The epoch raises ConfigError where compiling fails.
     """
-    device = part.labels.device
+    device = split.labels.device
     model = network.place(device)
-    optimiser = torch.optim.Adam(model.parameters(), 1e-3, eps=1e-7, fused=device.type in ("cpu", "cuda"))
-    said: list[str] = []
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3, eps=1e-7, fused=device.type in ("cpu", "cuda"))
+    messages: list[str] = []
     step = TrainingStep(
         model,
-        optimiser,
+        optimizer,
         batch_size=batch_size,
         steps=0,
         reconstruction_weight=_WEIGHT,
         bfloat16=precision == "bfloat16",
         compile=compile,
-        say=said.append,
+        log=messages.append,
     )
     generator = torch.Generator(device).manual_seed(0)
 
     def epoch() -> None:
         model.train()
         loss = torch.zeros(())
-        for images, labels in training_batches(part, batch_size, None, generator):
+        for images, labels in training_batches(split, batch_size, None, generator):
             loss = step(images, labels).loss
         loss.item()
         if compile == "always" and not step.compiled:
-            raise ConfigError(f"the training step is {said[-1]}")
+            raise ConfigError(f"the training step is {messages[-1]}")
 
     return epoch
 
@@ -198,15 +200,15 @@ def check_parity(network: Network, device: torch.device, precision: Precision) -
         ParityError: they differ by more than the precision explains.
     """
     network = network.place(device).train()
-    part = random_part(network.config.image_shape, 32, device, network.config.num_classes)
+    split = random_split(network.config.image_shape, 32, device, network.config.num_classes)
     found = []
     for model in (PlainCapsNet(network).to(device), network):
-        images = part.images.float() / 255
+        images = split.images.float() / 255
         model.zero_grad()
         bfloat16 = model is network and precision == "bfloat16"
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
             lengths = model(images).lengths
-        margin_loss(lengths, part.labels).backward()
+        margin_loss(lengths, split.labels).backward()
         name = "votes.transform.weight" if model is network else "transform.weight"
         gradient = model.get_parameter(name).grad
         assert gradient is not None
@@ -216,7 +218,7 @@ def check_parity(network: Network, device: torch.device, precision: Precision) -
     for what, plain, ours in zip(("lengths", "gradients"), *found, strict=True):
         if not (apart := (plain - ours).abs().max().item()) <= most:
             raise ParityError(
-                f"{network.config.name}: {what} differ by {apart:.2g} from plain PyTorch's: no speed told"
+                f"{network.config.name}: {what} differ by {apart:.2g} from plain PyTorch's: speeds are not reported"
             )
 
 
@@ -326,19 +328,19 @@ def run_short(
         torch.manual_seed(0)
         network = create_model(model, shape)
         check_parity(network, place, precision)
-        part = random_part(shape, (200 if place.type == "cuda" else 10) * batch_size, place)
-        ours, how = our_training(network, part, batch_size, precision, "always"), "compiled"
+        split = random_split(shape, (200 if place.type == "cuda" else 10) * batch_size, place)
+        ours, how = our_training(network, split, batch_size, precision, "always"), "compiled"
         try:
             ours()
         except ConfigError:
-            ours, how = our_training(network, part, batch_size, precision, "never"), "eager, as there is no compiler"
+            ours, how = our_training(network, split, batch_size, precision, "never"), "eager, as there is no compiler"
         timings = interleave(
             {
-                "plain PyTorch, float32": plain_training(network, part, batch_size),
+                "plain PyTorch, float32": plain_training(network, split, batch_size),
                 f"dualcaps, {precision}, {how}": ours,
-                f"dualcaps predicts, {precision}": lambda m=network, p=part, s=precision: _predict(m, p, s),
+                f"dualcaps predicts, {precision}": lambda m=network, p=split, s=precision: _predict(m, p, s),
             },
-            items=len(part),
+            items=len(split),
         )
         for name, timing in timings.items():
             yield Line(f"{model} {text}: {name}", timing.rate, "images/s", timing.slowest, timing.fastest)
@@ -350,8 +352,8 @@ def run_short(
     yield Line("peak memory of this benchmark", peak_memory(), "MB", peak_memory(), peak_memory())
 
 
-def _predict(network: Network, part: Part, precision: Precision) -> None:
-    predict(network, part.images, precision=precision)
+def _predict(network: Network, split: ImageSplit, precision: Precision) -> None:
+    predict(network, split.images, precision=precision)
 
 
 def check_routing_parity(

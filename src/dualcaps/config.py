@@ -123,6 +123,8 @@ class DataConfig:
         objects: coil-20: how many objects, by default the first 10.
         extra: svhn: train on extra_32x32.mat too.
         skip_damaged: Leave out image files that cannot be read instead of refusing them.
+        value_range: Pixel values that stand for black and white in own images that are not of 8 bits; by default
+            taken from all of them together.
 
     Raises:
         DataError: a value of the wrong type or outside its range.
@@ -140,6 +142,7 @@ class DataConfig:
     objects: Literal[10, 20] | None = None
     extra: bool = False
     skip_damaged: bool = False
+    value_range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         _check_types(self, DataError)
@@ -150,6 +153,8 @@ class DataConfig:
             raise DataError(f"split_seed must be at least 0, got {self.split_seed}")
         if self.image_size is not None and not all(1 <= side <= 4096 for side in self.image_size):
             raise DataError(f"image_size must be two numbers of pixels from 1 to 4096, got {self.image_size}")
+        if self.value_range is not None and not self.value_range[0] < self.value_range[1]:
+            raise DataError(f"value_range must be two increasing numbers, got {self.value_range}")
 
 
 @dataclass(frozen=True)

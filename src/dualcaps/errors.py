@@ -1,6 +1,7 @@
 """Exceptions for invalid user input."""
 
 import difflib
+import os
 from collections.abc import Iterable
 
 
@@ -44,3 +45,8 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(str(name), names, n=1)
     hint = f"did you mean {near[0]!r}? Known: " if near else "choose one of "
     return f"unknown {kind} {name!r}: {hint}{', '.join(names)}"
+
+
+def display_path(path: str | os.PathLike[str]) -> str:
+    """A path for a message: bytes of its name that are no UTF-8 are escaped, so that printing cannot fail."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")

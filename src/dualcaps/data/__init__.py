@@ -1,0 +1,1 @@
+"""Images: data sets by name, one's own images, arrays in memory; their splits, batches and augmentation."""

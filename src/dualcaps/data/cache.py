@@ -22,9 +22,10 @@ from typing import Any, NamedTuple
 import filelock
 import numpy as np
 
-FORMAT = 2
-"""Version of the packs' layout and of how images are read; a change makes all older packs unused."""
+from dualcaps.runs.files import write_json, write_with
 
+FORMAT = 3
+"""Version of the packs' layout and of how images are read; a change makes all older packs unused."""
 
 _KEPT_SECONDS = 90 * 24 * 3600  # a pack that nobody opened for so long goes when another is made
 
@@ -36,12 +37,16 @@ class Content(NamedTuple):
 
     parts: for each part uint8 [N, C, H, W] and int64 labels.
     classes: class names, in the order of the labels.
-    official: whether the files are the official ones; None where there is no telling.
+    official: whether the files are the official ones; None where there are none.
+    notes: what was done with the images that a user should know.
+    value_range: the pixel values that stand for black and white, where they are not 0 and 255 of 8 bits.
     """
 
     parts: dict[str, tuple[np.ndarray, np.ndarray]]
     classes: tuple[str, ...]
     official: bool | None
+    notes: tuple[str, ...] = ()
+    value_range: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -52,17 +57,19 @@ class Source:
         files: all that reading depends on.
         options: all else that it depends on; goes through JSON.
         read: reads; raises DataError.
+        notes: what was done in finding the files that a user should know.
     """
 
     files: Sequence[Path]
     options: dict[str, Any]
     read: Callable[[], Content]
+    notes: tuple[str, ...] = ()
 
 
 def load_packed(source: Source, cache: Path) -> tuple[Content, str]:
-    """The source's content, mapped from the cache where it is there, and put there where not.
+    """The source's content, mapped from the cache, or read and put there.
 
-    A cache that cannot be written is done without.
+    A cache that cannot be written is not used.
 
     Returns:
         The content, and the SHA-256 of its arrays and class names.
@@ -79,15 +86,19 @@ def load_packed(source: Source, cache: Path) -> tuple[Content, str]:
         return content, hash_content(content)
 
 
-def peek(source: Source, cache: Path) -> Content | None:
-    """The source's content if it is packed and unchanged since, as far as paths, sizes and times tell."""
-    opened = _mapped(source, cache)
-    return opened[0] if opened else None
+def peek(source: Source, cache: Path) -> tuple[Content, str] | None:
+    """What `load_packed` returns if the source is packed and unchanged, as far as paths, sizes and times tell."""
+    return _mapped(source, cache)
+
+
+def file_fingerprint(source: Source) -> str:
+    """A hash that changes whenever a file is replaced, as far as paths, sizes and times tell."""
+    return _fingerprint(source)
 
 
 def _mapped(source: Source, cache: Path) -> tuple[Content, str] | None:
     try:
-        pack = cache / "packs" / json.loads(_index(source, cache).read_text())["pack"]
+        pack = cache / "packs" / json.loads(_index(source, cache).read_text(encoding="utf-8"))["pack"]
         opened = _open(pack)
     except _UNREADABLE:
         return None  # never packed, or damaged
@@ -136,9 +147,7 @@ def _pack(source: Source, cache: Path) -> tuple[Content, str]:
                     raise
                 return content, hash_content(content)
         with suppress(OSError):
-            index_draft = index.with_name(f".{index.name}.{os.getpid()}")
-            index_draft.write_text(json.dumps({"pack": key}))
-            index_draft.replace(index)
+            write_json(index, {"pack": key})
     return opened
 
 
@@ -150,7 +159,10 @@ def _remove_unused(cache: Path) -> None:
             if path.stat().st_mtime < oldest:
                 shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
         for path in (cache / "index").iterdir():
-            if path.stat().st_mtime < oldest and not (cache / "packs" / json.loads(path.read_text())["pack"]).exists():
+            if (
+                path.stat().st_mtime < oldest
+                and not (cache / "packs" / json.loads(path.read_text(encoding="utf-8"))["pack"]).exists()
+            ):
                 path.unlink(missing_ok=True)
 
 
@@ -159,26 +171,23 @@ def _write(folder: Path, content: Content) -> None:
     shapes = {}
     for part, (images, labels) in content.parts.items():
         for name, array in ((f"{part}-images.npy", images), (f"{part}-labels.npy", labels)):
-            with (folder / name).open("wb") as file:
-                np.save(file, np.ascontiguousarray(array))
-                file.flush()
-                os.fsync(file.fileno())
+            saved = np.ascontiguousarray(array)
+            write_with(folder / name, lambda stream, saved=saved: np.save(stream, saved))
         shapes[part] = list(images.shape)
     meta = {
         "format": FORMAT,
         "parts": shapes,
         "classes": content.classes,
         "official": content.official,
+        "notes": content.notes,
+        "value_range": content.value_range,
         "sha256": hash_content(content),
     }
-    with (folder / "meta.json").open("w") as file:
-        json.dump(meta, file)
-        file.flush()
-        os.fsync(file.fileno())
+    write_json(folder / "meta.json", meta)
 
 
 def _open(folder: Path) -> tuple[Content, str]:
-    meta = json.loads((folder / "meta.json").read_text())
+    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     parts = {}
     for part, shape in meta["parts"].items():
         images, labels = (
@@ -189,7 +198,15 @@ def _open(folder: Path) -> tuple[Content, str]:
         if list(images.shape) != shape or images.dtype != np.uint8 or labels.shape != images.shape[:1]:
             raise ValueError(f"{folder}: damaged")
         parts[part] = images, labels
-    return Content(parts, tuple(meta["classes"]), meta["official"]), meta["sha256"]
+    value_range = meta["value_range"]
+    content = Content(
+        parts,
+        tuple(meta["classes"]),
+        meta["official"],
+        tuple(meta["notes"]),
+        None if value_range is None else (value_range[0], value_range[1]),
+    )
+    return content, meta["sha256"]
 
 
 def hash_content(content: Content) -> str:

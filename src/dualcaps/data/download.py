@@ -4,7 +4,8 @@ from pathlib import Path
 
 import filelock
 
-from dualcaps.data.catalog import DataSet, Download, cache_folder
+from dualcaps.data.sources.card import DataSet, Download
+from dualcaps.data.sources.files import cache_folder
 from dualcaps.errors import DataError
 
 

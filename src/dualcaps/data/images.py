@@ -1,4 +1,8 @@
-"""Image files and folders of them: any size, any mode, one array out."""
+"""Decoding of image files of any size and mode into one uint8 array.
+
+Images of 8 bits are read as they are. Others (16-bit and 32-bit integers, floats) are scaled from the range of
+values that the data set as a whole has, or that is given.
+"""
 
 import io
 import os
@@ -9,104 +13,152 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from dualcaps.errors import DataError
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
+IMAGE_SUFFIXES = frozenset(
+    {
+        *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif"),
+        *(".pbm", ".pgm", ".ppm", ".pnm", ".pfm", ".tga", ".pcx", ".jp2", ".j2k", ".avif"),
+    }
+)
+"""Endings of the files that are read as images."""
+
+ValueRange = tuple[float, float]
+"""The pixel values that stand for black and white."""
 
 _COLOUR_MODES = frozenset({"P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "LAB", "HSV"})
 
 _ORIENTATION = 0x0112  # the EXIF tag that says how the camera was held
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-_SIDEWAYS = {_TURNS[number] for number in (5, 6, 7, 8)}
 
 # Pillow's other formats are not asked for, and some of them start programs.
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM", "TGA", "PCX", "JPEG2000", "AVIF", "MPO")
+_DEEP_MODES = ("I", "F")  # and I;16 with its byte orders
 _MOST_BYTES = 190_000_000  # that decoding may take over the file's own size
 _LARGE_BYTES = 100_000_000  # pictures that take more are decoded one at a time
 _one_large_picture = threading.Lock()
 _MOST_SCANS = 64  # of a progressive JPEG, each decoded over the whole picture
 
 
-def list_classes(folder: Path) -> dict[str, list[Path]]:
-    """The images of each class sub-folder, by class name, both sorted.
-
-    Files that do not end like an image are passed over, and so are hidden files and folders.
-
-    Raises:
-        DataError: there is no sub-folder, or one without images.
-    """
-    classes = {}
-    for child in sorted(folder.iterdir()):
-        if child.is_dir() and not child.name.startswith("."):
-            classes[child.name] = list_images(child)
-            if not classes[child.name]:
-                raise DataError(f"{child}: no images in this class folder: add some or remove it")
-    if not classes:
-        raise DataError(f"{folder}: no class sub-folders: put the images of each class in a folder of their own")
-    return classes
-
-
-def list_images(folder: Path) -> list[Path]:
-    """All image files below a folder, sorted, hidden ones left out."""
-    found = []
-    for parent, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [
-            Path(parent, name)
-            for name in files
-            if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
-        ]
-    return sorted(found)
-
-
 Encoded = Path | bytes
 """An image file: where it is, or its content."""
 
 
-def inspect_images(images: Sequence[Encoded], name: str = "") -> tuple[set[tuple[int, int]], bool]:
-    """The sizes (height, width) that occur, and whether any image is in colour, from the headers alone.
+class Inspected(NamedTuple):
+    """What the headers of some images say.
 
-    `name` is what errors call images that are given by their content.
-
-    Raises:
-        DataError: a file that is no image that can be read.
+    sizes: the sizes (height, width) that occur.
+    colour: whether any image is in colour.
+    deep: indices of the images that are not of 8 bits.
+    unread: reasons, by index, why images cannot be read.
     """
 
-    def header(number: int) -> tuple[tuple[int, int], bool]:
-        with _opened(images[number], _name(images[number], name, number)) as image:
-            size = image.size if _turn(image) in _SIDEWAYS else (image.height, image.width)
-            return size, image.mode in _COLOUR_MODES
+    sizes: set[tuple[int, int]]
+    colour: bool
+    deep: list[int]
+    unread: dict[int, str]
+
+
+def inspect_images(images: Sequence[Encoded], name: str = "") -> Inspected:
+    """Read the headers of images.
+
+    `name` is what messages call images that are given by their content.
+    """
+    unread: dict[int, str] = {}
+
+    def header(number: int) -> tuple[tuple[int, int], bool, bool] | None:
+        try:
+            with _opened(images[number], _name(images[number], name, number)) as image:
+                size = (image.width, image.height) if _is_sideways(image) else (image.height, image.width)
+                return size, image.mode in _COLOUR_MODES, image.mode.startswith(_DEEP_MODES)
+        except DataError as error:
+            unread[number] = str(error)
+            return None
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         headers = list(pool.map(header, range(len(images))))
-    return {size for size, _ in headers}, any(colour for _, colour in headers)
+    known = [found for found in headers if found]
+    deep = [number for number, found in enumerate(headers) if found and found[2]]
+    return Inspected({size for size, _, _ in known}, any(colour for _, colour, _ in known), deep, unread)
+
+
+def find_value_range(images: Sequence[Encoded], name: str = "") -> tuple[ValueRange | None, dict[int, str]]:
+    """The range of values of images that are not of 8 bits, taken from all of them together.
+
+    Returns:
+        The range by `choose_value_range`, None if none of them can be read; and reasons, by index, why images cannot
+        be read.
+    """
+    unread: dict[int, str] = {}
+
+    def extremes(number: int) -> tuple[float, float, bool] | None:
+        try:
+            with _opened(images[number], _name(images[number], name, number)) as image, _room_for(image, None):
+                image.load()
+                pixels = np.asarray(image)
+                if not np.isfinite(pixels).all():
+                    raise ValueError("values that are not finite numbers")
+                return float(pixels.min()), float(pixels.max()), pixels.dtype.kind == "f"
+        except DataError as error:
+            unread[number] = str(error)
+            return None
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = [values for values in pool.map(extremes, range(len(images))) if values]
+    if not found:
+        return None, unread
+    low, high = min(values[0] for values in found), max(values[1] for values in found)
+    return choose_value_range(low, high, any(values[2] for values in found), name or "images"), unread
+
+
+def choose_value_range(low: float, high: float, floats: bool, name: str) -> ValueRange:
+    """The range that values from `low` to `high` are taken from: 0 to 1 for floats, or 8, 12 or 16 bits.
+
+    Raises:
+        DataError: none of them holds the values.
+    """
+    if low >= 0:
+        for largest in ((1.0,) if floats else ()) + (255.0, 4095.0, 65535.0):
+            if high <= largest:
+                return 0.0, largest
+    raise DataError(f"{name}: values from {low:g} to {high:g}: say which stand for black and white (--value-range)")
+
+
+def scale_values(pixels: np.ndarray, value_range: ValueRange) -> np.ndarray:
+    """Values of a range as uint8; values outside become black or white. 16 bits lose their low byte."""
+    low, high = value_range
+    if value_range == (0.0, 65535.0) and pixels.dtype.kind in "iu":
+        return (pixels.clip(0, 0xFFFF) >> 8).astype(np.uint8)
+    scaled = (pixels.astype(np.float64) - low) * (255 / (high - low))
+    return scaled.round().clip(0, 255).astype(np.uint8)
 
 
 def read_images(
-    images: Sequence[Encoded], shape: tuple[int, int, int], name: str = "", unread: dict[int, str] | None = None
+    images: Sequence[Encoded],
+    shape: tuple[int, int, int],
+    name: str = "",
+    unread: dict[int, str] | None = None,
+    value_range: ValueRange | None = None,
 ) -> np.ndarray:
     """Read images into one uint8 array [N, C, H, W], each brought to `shape` (C, H, W).
 
-    `name` is what errors call images that are given by their content. See `read_image`; raises as
-    it does, unless there is `unread` to note an image's number and the reason in: then it is black.
+    Args:
+        images, shape, value_range: see `read_image`.
+        name: what messages call images that are given by their content.
+        unread: if given, reasons are noted here, by index, for images that cannot be read; they are black.
+
+    Raises:
+        DataError: an image that cannot be read, without `unread`.
     """
     pixels = np.zeros((len(images), *shape), np.uint8)
 
     def decode(number: int) -> None:
         try:
-            pixels[number] = read_image(images[number], shape, _name(images[number], name, number))
+            pixels[number] = read_image(images[number], shape, _name(images[number], name, number), value_range)
         except DataError as error:
             if unread is None:
                 raise
@@ -118,33 +170,39 @@ def read_images(
     return pixels
 
 
-def read_image(image_file: Encoded, shape: tuple[int, int, int], name: str | None = None) -> np.ndarray:
+def read_image(
+    image_file: Encoded,
+    shape: tuple[int, int, int],
+    name: str | None = None,
+    value_range: ValueRange | None = None,
+) -> np.ndarray:
     """Read one image file as uint8 [C, H, W].
 
-    The EXIF rotation is applied, transparency becomes white, 16-bit grey loses its low byte;
-    colour becomes grey by luminance where one channel is asked for. Images are stretched to the
-    size as `resize` does; a JPEG at least four times larger is decoded at a half, a quarter or an
-    eighth of its size first.
+    The EXIF rotation is applied and transparency becomes white; colour becomes grey by luminance where one
+    channel is asked for. Images are stretched to the size as `resize` does; a JPEG at least four times larger is
+    decoded at a half, a quarter or an eighth of its size first.
 
     Args:
         image_file: its path or content.
         shape: channels (1 or 3), height and width to bring it to.
-        name: what errors call it, by default its path.
+        name: what messages call it, by default its path.
+        value_range: of images that are not of 8 bits; None takes it from this image alone.
 
     Raises:
         DataError: no image that can be read.
     """
     name = name or _name(image_file, "image")
     with _opened(image_file, name) as image, _room_for(image, shape):
-        return _read(image, shape, name)
+        return _read(image, shape, name, value_range)
 
 
 @contextmanager
-def _room_for(image: Image.Image, shape: tuple[int, int, int]) -> Iterator[None]:
+def _room_for(image: Image.Image, shape: tuple[int, int, int] | None) -> Iterator[None]:
     """Memory to decode an opened image in; large ones wait for each other."""
     needed = 6 * image.width * image.height if image.info.get("progressive") else 0
-    longest = max(shape[1:])
-    image.draft(None, (2 * longest, 2 * longest))
+    if shape is not None:
+        longest = max(shape[1:])
+        image.draft(None, (2 * longest, 2 * longest))
     plain = image.mode in ("L", "RGB") and not image.has_transparency_data
     needed += (16 if image.format == "WEBP" else 4 if plain else 8) * image.width * image.height
     if needed > _MOST_BYTES + image.info["bytes"]:
@@ -156,29 +214,41 @@ def _room_for(image: Image.Image, shape: tuple[int, int, int]) -> Iterator[None]
             image.close()  # gives the pixels back before the next one is let in
 
 
-def _read(image: Image.Image, shape: tuple[int, int, int], name: str) -> np.ndarray:
+def _read(image: Image.Image, shape: tuple[int, int, int], name: str, value_range: ValueRange | None) -> np.ndarray:
     image.load()
-    turn = _turn(image)
-    size = (shape[2], shape[1]) if turn in _SIDEWAYS else shape[1:]
-    if image.mode == "F":
-        raise DataError(f"{name}: images of floating-point numbers are not read: convert it to 8 or 16 bits")
-    if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image).clip(0, 0xFFFF) >> 8).astype(np.uint8))
+    if _has_orientation(image):
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith(_DEEP_MODES):
+        pixels = np.asarray(image)
+        if not np.isfinite(pixels).all():
+            raise DataError(f"{name}: values that are not finite numbers: replace or remove it")
+        if value_range is None:
+            value_range = choose_value_range(float(pixels.min()), float(pixels.max()), pixels.dtype.kind == "f", name)
+        image = Image.fromarray(scale_values(pixels, value_range))
+    return image_to_array(image, shape)
+
+
+def image_to_array(image: Image.Image, shape: tuple[int, int, int]) -> np.ndarray:
+    """An image of 8 bits as uint8 [C, H, W], stretched to the size and brought to the channels of `shape`."""
+    size = shape[1:]
     if image.has_transparency_data:
         image = _resized(_in_mode(image, "RGBA"), size)
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     if image.mode not in ("1", "L", "LA"):
         image = _in_mode(image, "RGB")  # some modes have no way to grey but this
     grey = shape[0] == 1 or image.mode != "RGB"
-    image = _in_mode(_resized(_in_mode(image, "L") if grey else image, size), "L" if shape[0] == 1 else "RGB")
-    return _to_array(image.transpose(turn) if turn is not None else image)
+    return _to_array(_in_mode(_resized(_in_mode(image, "L") if grey else image, size), "L" if shape[0] == 1 else "RGB"))
 
 
-def _turn(image: Image.Image) -> Image.Transpose | None:
-    """How the EXIF data say to turn the picture."""
+def _has_orientation(image: Image.Image) -> bool:
+    """Whether the EXIF data say to turn the picture."""
     if image.format == "PNG" and "exif" not in image.info:  # asked for it, Pillow would decode the picture
-        return None
-    return _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+        return False
+    return image.getexif().get(_ORIENTATION, 1) != 1
+
+
+def _is_sideways(image: Image.Image) -> bool:
+    return _has_orientation(image) and image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
 
 
 def _in_mode(image: Image.Image, mode: str) -> Image.Image:
@@ -230,13 +300,15 @@ def _opened(image_file: Encoded, name: str) -> Iterator[Image.Image]:
             if image.format == "JPEG" and content.count(b"\xff\xda") > _MOST_SCANS:
                 raise ValueError("more scans than any picture needs: not a file to trust")
             yield image
+    except DataError:
+        raise
     except FileNotFoundError as error:
         raise DataError(f"{name}: no such file") from error
     except UnidentifiedImageError as error:
         raise DataError(f"{name}: not an image that can be read: replace or remove it") from error
     except (
         *(OSError, SyntaxError, ValueError, TypeError, KeyError, OverflowError, EOFError, struct.error, zlib.error),
-        *(MemoryError, Image.DecompressionBombError),
+        *(MemoryError, Image.DecompressionBombError, IndexError, AttributeError, AssertionError, NotImplementedError),
     ) as error:
         reason = (isinstance(error, OSError) and error.strerror) or error
         raise DataError(f"{name}: cannot be read ({reason}): replace or remove it") from error

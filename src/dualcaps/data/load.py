@@ -1,138 +1,152 @@
-"""Pixels: `load_data` is the one door to every data set and to a person's own images."""
+"""`load_data` is the one door to every data set and to one's own images."""
 
 import dataclasses
 import hashlib
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import torch
 
-from dualcaps.data.catalog import DATA_SETS as DATA_SETS
-from dualcaps.data.catalog import DataOptions as DataOptions
-from dualcaps.data.catalog import (
-    DataSet,
-    cache_folder,
-    checksum,
-    find_files,
-    is_official,
-    missing,
-)
-from dualcaps.data.catalog import Split as Split
+from dualcaps.config import DataConfig
+from dualcaps.data.cache import Content, Source, file_fingerprint, hash_content, load_packed, peek
+from dualcaps.data.dataset import ImageDataset, ImageSplit, split_arrays, to_split
 from dualcaps.data.download import fetch
-from dualcaps.data.images import list_classes
-from dualcaps.data.images import list_images as list_images
-from dualcaps.data.sources.folder import list_parquet, own_source, part_folders, read_labelled
-from dualcaps.data.cache import Content, Source, hash_content, load_packed, peek
-from dualcaps.data.batches import Augmentation as Augmentation
-from dualcaps.data.batches import Part as Part
-from dualcaps.errors import DataError
+from dualcaps.data.images import ValueRange, inspect_images
+from dualcaps.data.sources import DataSet, data_set
+from dualcaps.data.sources.encoded import natural_size
+from dualcaps.data.sources.files import cache_folder, checksum, find_files, is_official, missing
+from dualcaps.data.sources.folder import class_name, list_classes, own_source, part_folders, read_labelled
+from dualcaps.data.sources.parquet import list_parquet
+from dualcaps.errors import DataError, display_path, unknown_name
+from dualcaps.registry import DATASETS, load_entry_points, lookup
+
+_OWN_TEST_SHARE = 0.2
 
 
-@dataclass(frozen=True)
-class ImageData:
-    """A data set, split and ready to train on.
+def load_data(source: str | Path = "digits", *, download: bool = True, **options: Any) -> ImageDataset:
+    """Load a data set by name, or one's own images.
 
-    Attributes:
-        name: the data set's name, or the folder's.
-        train, validation, test: its parts, without an image in common.
-        classes: class names, in the order of the labels.
-        flip: whether a mirrored image still belongs to its class, as far as is known.
-        batch_size: images a step in the paper's recipe.
-        options: what it was loaded with.
-        provenance: where the files came from, whether they are the official ones, and the SHA-256
-            of what was loaded and how it was split.
-    """
+    A named set's files are looked for as `dualcaps.data.sources.files.find_files` says, and fetched into the user
+    cache if not found locally. Own images are a folder of class sub-folders (perhaps below `train/`, `val/` and
+    `test/`), a `.npz` file, or a Parquet file or folder; parts that are missing are split off class by class.
+    What was read once is kept in the user cache and mapped from there the next time.
 
-    name: str
-    train: Part
-    validation: Part
-    test: Part
-    classes: tuple[str, ...]
-    flip: bool
-    batch_size: int
-    options: DataOptions
-    provenance: dict[str, Any]
+    Args:
+        source: a text is a data set's name, or else a path; a `pathlib.Path` is always a path.
+        download: whether to fetch files that are not found.
+        **options: the fields of `DataConfig`.
 
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width in pixels."""
-        channels, height, width = self.train.images.shape[1:]
-        return channels, height, width
-
-
-def load_data(
-    source: str | Path = "digits",
-    *,
-    data_dir: str | Path | None = None,
-    image_size: tuple[int, int] | None = None,
-    channels: int | None = None,
-    validation: float = 0.1,
-    test: float | None = None,
-    split_seed: int = 0,
-    split: Split | None = None,
-    camera: Literal["left", "right", "both"] | None = None,
-    objects: int | None = None,
-    extra: bool = False,
-    download: bool = True,
-) -> ImageData:
-    """Load a data set by name, or a person's own images.
-
-    A named set's files are looked for as `dualcaps.data.catalog.find_files` says, and fetched into
-    the user cache where they are nowhere. Own images are a folder of class sub-folders (perhaps
-    below `train/`, `val/` and `test/`), a `.npz` file, or a Parquet file or folder; parts that are
-    missing are split off class by class. What was read once is kept in the user cache and mapped
-    from there the next time. See `DataOptions` for the arguments; without `download` nothing is fetched.
+    Returns:
+        The data set; `ImageDataset.notes` says what was used and what was passed over.
 
     Raises:
         DataError: an unknown name, missing or damaged files, images that cannot be used, or an
             option outside its range.
+
+    Example:
+        >>> data = load_data("digits")
+        >>> data
+        ImageDataset('digits', 10 classes of 28x28x1: 1,295 training, 143 validation, 359 test images)
     """
-    options = _options(
-        source,
-        data_dir=data_dir,
-        image_size=image_size,
-        channels=channels,
-        validation=validation,
-        test=test,
-        split_seed=split_seed,
-        split=split,
-        camera=camera,
-        objects=objects,
-        extra=extra,
-    )
-    images, found = _find(options, download=download)
+    config = complete_config(source, **options)
+    if _is_named(config) and data_set(config.source) is None:
+        return _from_plugin(config)
+    images, found = _find(config, download=download)
     content, sha256 = load_packed(images, cache_folder())
-    return _image_data(options, content, sha256, found)
+    return _dataset(config, content, sha256, found, images.notes)
 
 
-def _image_data(options: DataOptions, content: Content, sha256: str, found: str) -> ImageData:
+def complete_config(source: str | Path, **options: Any) -> DataConfig:
+    """The options of `load_data`, checked, with absolute paths and the data set's own test share.
+
+    Raises:
+        DataError: an option outside its range, or that the data set does not have.
+    """
+    unknown = [name for name in options if name not in {field.name for field in dataclasses.fields(DataConfig)}]
+    if unknown:
+        known = [field.name for field in dataclasses.fields(DataConfig)]
+        raise DataError(unknown_name("option of load_data", unknown[0], known[1:]))
+    text = os.fspath(source)
+    load_entry_points()
+    named = isinstance(source, str) and text in DATASETS
+    if not named and Path(text).exists():
+        text = str(Path(text).resolve())
+    elif isinstance(source, Path) and text in DATASETS:
+        raise DataError(f"./{text}: no such folder; for the data set of this name give its name as a text")
+    if options.get("data_dir") is not None:
+        options["data_dir"] = str(Path(options["data_dir"]).absolute())
+    config = DataConfig(text, **{"image_size": None, **options})
+    _check_options(config)
+    card = data_set(text) if named else None
+    return dataclasses.replace(config, test=config.test or (card.test if card else _OWN_TEST_SHARE))
+
+
+def _is_named(config: DataConfig) -> bool:
+    return config.source in DATASETS
+
+
+def _check_options(config: DataConfig) -> None:
+    """Raise DataError for an option that the data set does not have."""
+    card = data_set(config.source) if _is_named(config) else None
+    if _is_named(config) and card is None:
+        return  # the plug-in's own affair
+    splits = card.splits if card else ()
+    if config.split is not None and config.split not in splits:
+        choices = ", ".join(splits) or "nothing: leave it out"
+        raise DataError(f"split of {display_path(config.source)} must be one of {choices}, got {config.split}")
+    for option in ("camera", "objects", "extra"):
+        if getattr(config, option) and (card is None or option not in card.options):
+            raise DataError(f"{display_path(config.source)} has no option {option}: leave it out")
+
+
+def _from_plugin(config: DataConfig) -> ImageDataset:
+    loaded = lookup(DATASETS, "data set", config.source).value(config)
+    if not isinstance(loaded, ImageDataset):
+        raise DataError(f"data set {config.source} must return an ImageDataset, got {type(loaded).__name__}")
+    provenance = {"from": lookup(DATASETS, "data set", config.source).origin, "official": None, **loaded.provenance}
+    return dataclasses.replace(loaded, name=config.source, config=config, provenance=provenance)
+
+
+def _dataset(config: DataConfig, content: Content, sha256: str, found: str, notes: tuple[str, ...]) -> ImageDataset:
     """What was read, split and brought to the channels that the networks take."""
-    data_set = DATA_SETS.get(options.source)
-    wanted_channels = options.channels or (data_set.channels if data_set else None)
-    parts = _split(content, options)
-    if wanted_channels == 3 and content.parts["train"][0].shape[1] == 1:
-        parts = {part: Part(data.images.expand(-1, 3, -1, -1), data.labels) for part, data in parts.items()}
-    identity = [sha256, wanted_channels, options.validation, options.test, options.split_seed]
-    return ImageData(
-        options.source if data_set else Path(options.source).stem,
-        **parts,
-        classes=content.classes,
-        flip=data_set.flip if data_set else False,
-        batch_size=data_set.batch_size if data_set else 128,
-        options=options,
+    card = data_set(config.source) if _is_named(config) else None
+    channels = config.channels or (card.channels if card else None)
+    # The identity of data and split in runs of format 1.
+    identity = [sha256, channels, config.validation, config.test, config.split_seed]
+    data = split_arrays(
+        content.parts,
+        content.classes,
+        config,
+        name=config.source if card else class_name(Path(config.source).stem),
+        flip=card.flip if card else False,
+        batch_size=card.batch_size if card else 128,
+        together=2 if config.camera == "both" else 1,  # the two pictures of a stereo pair
         provenance={
-            "from": found,
+            "from": display_path(found),
             "official": content.official,
-            "sha256": hashlib.sha256(json.dumps(identity).encode()).hexdigest(),
-            "images": {part: len(data) for part, data in parts.items()},
+            "source_sha256": sha256,
+            "sha256_format_1": hashlib.sha256(json.dumps(identity).encode()).hexdigest(),
         },
+        value_range=content.value_range,
+        notes=_shadow_note(config) + notes + content.notes,
     )
+    if channels == 3 and data.image_shape[0] == 1:
+        parts = {
+            part: dataclasses.replace(split, images=split.images.expand(-1, 3, -1, -1))
+            for part, split in (("train", data.train), ("validation", data.validation), ("test", data.test))
+        }
+        data = dataclasses.replace(data, **parts)
+    return data
+
+
+def _shadow_note(config: DataConfig) -> tuple[str, ...]:
+    if _is_named(config) and Path(config.source).is_dir():
+        return (f"the data set {config.source}, not the folder of this name: ./{config.source} names the folder",)
+    return ()
 
 
 class CheckedFile(NamedTuple):
@@ -143,37 +157,115 @@ class CheckedFile(NamedTuple):
     verdict: Literal["official", "not official", "own"]
 
 
-def check_data(source: str | Path, **options: Any) -> tuple[ImageData, list[CheckedFile]]:
+def check_data(source: str | Path, **options: Any) -> tuple[ImageDataset, list[CheckedFile]]:
     """Read all of a data set anew, whatever is in the cache, and compare its files' checksums.
 
-    Takes what `load_data` takes; fetches nothing and leaves the cache alone.
+    Takes what `load_data` takes; fetches nothing and does not change the cache.
 
     Raises:
         DataError: as `load_data`.
     """
-    checked = _options(source, **options)
-    images, found = _find(checked, download=False)
+    config = complete_config(source, **options)
+    if _is_named(config) and data_set(config.source) is None:
+        return _from_plugin(config), []
+    images, found = _find(config, download=False)
     content = images.read()
+    card = data_set(config.source) if _is_named(config) else None
 
     def verdict(path: Path) -> Literal["official", "not official", "own"]:
-        if checked.source not in DATA_SETS:
+        if card is None:
             return "own"
-        return "official" if is_official(checked.source, path) else "not official"
+        return "official" if is_official(card, path) else "not official"
 
     files = [CheckedFile(path, checksum(path), verdict(path)) for path in images.files]
-    return _image_data(checked, content, hash_content(content), found), files
+    return _dataset(config, content, hash_content(content), found, images.notes), files
+
+
+class SourceInfo(NamedTuple):
+    """What is known of a data set without reading its pixels.
+
+    name: as `ImageDataset.name`.
+    image_shape: channels, height and width.
+    classes: class names in the order of the labels.
+    train, validation, test: images in each part; where a part is split off class by class, nearly.
+    key: changes with the content of own images; "" for named data sets.
+    """
+
+    name: str
+    image_shape: tuple[int, int, int]
+    classes: tuple[str, ...]
+    train: int
+    validation: int
+    test: int
+    key: str
+
+
+def inspect_source(config: DataConfig, *, download: bool = False) -> SourceInfo:
+    """Describe a data set from its card, or own images from what was packed before or from their headers.
+
+    Args:
+        config: what would be loaded, see `complete_config`.
+        download: whether to fetch files that are not found.
+
+    Raises:
+        DataError: as `load_data`, as far as it shows without reading pixels.
+    """
+    if _is_named(config):
+        card = data_set(config.source)
+        if card is None:
+            data = _from_plugin(config)
+            sizes = (len(data.train), len(data.validation), len(data.test))
+            return SourceInfo(data.name, data.image_shape, data.classes, *sizes, data.fingerprint)
+        if card.folders and find_files(card, config) is None:
+            _find(config, download=download)
+        height, width = config.image_size or card.size
+        shape = (config.channels or card.channels, height, width)
+        return SourceInfo(card.name, shape, card.classes_of(config), *_shares(card.counts(config), config), "")
+    images, _ = _find(config, download=False)
+    name = class_name(Path(config.source).stem)
+    if packed := peek(images, cache_folder()):
+        content, sha256 = packed
+        counts = {part: len(labels) for part, (_, labels) in content.parts.items()}
+        channels, height, width = content.parts["train"][0].shape[1:]
+        shape = (config.channels or channels, height, width)
+        return SourceInfo(name, shape, content.classes, *_shares(counts, config), sha256)
+    root = Path(config.source)
+    if root.is_file() or list_parquet(root):
+        content, sha256 = load_packed(images, cache_folder())  # what they hold is not known without reading
+        counts = {part: len(labels) for part, (_, labels) in content.parts.items()}
+        channels, height, width = content.parts["train"][0].shape[1:]
+        shape = (config.channels or channels, height, width)
+        return SourceInfo(name, shape, content.classes, *_shares(counts, config), sha256)
+    inspected = inspect_images(images.files)
+    height, width = config.image_size or natural_size(inspected.sizes or {(1, 1)})
+    shape = (config.channels or (3 if inspected.colour else 1), height, width)
+    by_part = {part: list_classes(folder) for part, folder in part_folders(root).items()}
+    counts = {part: sum(map(len, by_class.values())) for part, by_class in by_part.items()}
+    return SourceInfo(name, shape, tuple(by_part["train"]), *_shares(counts, config), file_fingerprint(images))
+
+
+def _shares(counts: dict[str, int], config: DataConfig) -> tuple[int, int, int]:
+    counts = dict(counts)
+    for part, share in (("test", config.test), ("validation", config.validation)):
+        if part not in counts and share is not None:
+            counts[part] = round(counts["train"] * share)
+            counts["train"] -= counts[part]
+    return counts["train"], counts["validation"], counts["test"]
 
 
 def data_state(name: str, data_dir: str | Path | None = None) -> str:
     """Where a named data set is and whether it is official, in words; nothing is read or fetched."""
-    options = _options(name, data_dir=data_dir)
-    if DATA_SETS[name].folders and find_files(DATA_SETS[name], options) is None:
+    config = complete_config(name, data_dir=data_dir)
+    card = data_set(name)
+    if card is None:
+        return f"plug-in {DATASETS[name].origin}"
+    if card.folders and find_files(card, config) is None:
         return "not found"
-    images, found = _find(options, download=False)
-    if not DATA_SETS[name].folders:
+    images, found = _find(config, download=False)
+    if not card.folders:
         return f"embedded ({found})"
-    content = peek(images, cache_folder())
-    verdict = "not checked yet" if content is None else "official" if content.official else "not official"
+    packed = peek(images, cache_folder())
+    verdict = "not checked yet" if packed is None else "official" if packed[0].official else "not official"
     return f"{found} ({verdict})"
 
 
@@ -183,23 +275,35 @@ def get_data(name: str, *, extra: bool = False) -> Path | str:
     Raises:
         DataError: an unknown name, or files that cannot be fetched.
     """
-    if name not in DATA_SETS:
-        raise DataError(f"unknown data set {name!r}: choose one of {', '.join(DATA_SETS)}")
-    data_set = DATA_SETS[name]
-    if not data_set.downloads:
+    card = data_set(name)
+    if card is None:
+        return f"{name} comes with a plug-in: nothing to fetch"
+    if not card.downloads:
         return f"{name} comes with scikit-learn: nothing to fetch"
-    if found := find_files(data_set, DataOptions(name, extra=extra)):
+    if found := find_files(card, DataConfig(name, extra=extra)):
         return f"{found.paths[0].parent} (it was there already)"
     try:
-        return fetch(data_set, extra=extra)
+        return fetch(card, extra=extra)
     except DataError as error:
-        raise missing(data_set, DataOptions(name, extra=extra), str(error)) from error
+        raise missing(card, DataConfig(name, extra=extra), str(error)) from error
 
 
-def load_labelled(source: str | Path, classes: tuple[str, ...], image_shape: tuple[int, int, int]) -> Part:
-    """A person's own labelled images, for a network that knows its classes.
+def load_labelled(
+    source: str | Path,
+    classes: tuple[str, ...],
+    image_shape: tuple[int, int, int],
+    *,
+    value_range: ValueRange | None = None,
+) -> ImageSplit:
+    """One's own labelled images, for a network that knows its classes by name.
 
     Their test part if they have one, otherwise all of them; they need not show every class.
+
+    Args:
+        source: a folder of class sub-folders, a `.npz` file, or a Parquet file or folder.
+        classes: the network's class names.
+        image_shape: channels, height and width to bring the images to.
+        value_range: of images that are not of 8 bits.
 
     Raises:
         DataError: nothing there, images that cannot be read, or a class not in `classes`.
@@ -207,169 +311,86 @@ def load_labelled(source: str | Path, classes: tuple[str, ...], image_shape: tup
     root = Path(source)
     if not root.exists():
         raise unknown_source(str(source))
+    channels, height, width = image_shape
     if root.is_file() or list_parquet(root):
-        channels, height, width = image_shape
-        content = own_source(root, DataOptions(str(root), image_size=(height, width), channels=channels)).read()
+        config = DataConfig(str(root), image_size=(height, width), channels=channels, value_range=value_range)
+        content = own_source(root, config).read()
         _check_known(content.classes, classes, root)
         numbers = np.array([classes.index(name) for name in content.classes])
         images, labels = content.parts.get("test", content.parts["train"])
-        return _part(images.repeat(channels // images.shape[1], axis=1), numbers[labels])
-    root = part_folders(root).get("test", root)
-    by_class = list_classes(root)
+        return to_split(images.repeat(channels // images.shape[1], axis=1), numbers[labels], classes)
+    folders = part_folders(root)
+    by_class = list_classes(folders.get("test", folders.get("train", folders.get("validation", root))))
     _check_known(by_class, classes, root)
-    return _part(*read_labelled(by_class, classes, image_shape))
+    return to_split(*read_labelled(by_class, classes, image_shape, value_range), classes)
 
 
 def _check_known(found: Iterable[str], classes: tuple[str, ...], root: Path) -> None:
     if unknown := sorted(set(found) - set(classes)):
-        raise DataError(f"{root}: class {unknown[0]!r} is not one of the run's: {', '.join(classes)}")
+        raise DataError(f"{display_path(root)}: class {unknown[0]!r} is not one of the run's: {', '.join(classes)}")
 
 
 def unknown_source(source: str) -> DataError:
     """The error for a source that is neither a data set's name nor a path."""
     return DataError(
-        f"unknown data set {source!r}: choose one of {', '.join(DATA_SETS)}, or name an existing folder of class "
-        "sub-folders, .npz or .parquet file"
+        f"{unknown_name('data set', display_path(source), DATASETS)}; or name an existing folder of class sub-folders, "
+        ".npz or .parquet file"
     )
 
 
-def _options(source: str | Path, **options: Any) -> DataOptions:
-    """The options, checked, with absolute paths and the data set's own test part."""
-    data_dir, size = options.pop("data_dir", None), options.pop("image_size", None)
-    checked = DataOptions(
-        os.fspath(source),
-        None if data_dir is None else str(Path(data_dir).absolute()),
-        None if size is None else (size[0], size[1]),
-        **options,
-    )
-    _check(checked)
-    data_set = DATA_SETS.get(checked.source)
-    if data_set is None and Path(checked.source).exists():
-        checked = dataclasses.replace(checked, source=str(Path(checked.source).resolve()))
-    return dataclasses.replace(checked, test=checked.test or (data_set.test if data_set else 0.2))
-
-
-def _find(options: DataOptions, *, download: bool = True) -> tuple[Source, str]:
+def _find(config: DataConfig, *, download: bool = True) -> tuple[Source, str]:
     """The images, found but not read, and where they are."""
-    if options.source in DATA_SETS:
-        return _named_source(DATA_SETS[options.source], options, download)
-    if Path(options.source).exists():
-        return own_source(Path(options.source), options), options.source
-    raise unknown_source(options.source)
+    if _is_named(config):
+        card = data_set(config.source)
+        assert card is not None
+        return _named_source(card, config, download)
+    if Path(config.source).exists():
+        return own_source(Path(config.source), config), config.source
+    raise unknown_source(config.source)
 
 
-def _named_source(data_set: DataSet, options: DataOptions, download: bool) -> tuple[Source, str]:
+def _named_source(card: DataSet, config: DataConfig, download: bool) -> tuple[Source, str]:
     """A named data set's files, found or fetched but not read, and where they are.
 
     Raises:
-        DataError: they are nowhere and cannot be fetched.
+        DataError: they are not found and cannot be fetched.
     """
-    wanted = dataclasses.replace(options, image_size=options.image_size or data_set.size)
+    wanted = dataclasses.replace(config, image_size=config.image_size or card.size)
     relevant = {
-        "name": data_set.name,
+        "name": card.name,
         "image_size": wanted.image_size,
-        "grey": options.channels == 1,
-        "split": options.split,
-        "split_seed": options.split_seed if options.split == "views" else None,
-        **{name: getattr(options, name) for name in sorted(data_set.options)},
+        "grey": config.channels == 1,
+        "split": config.split,
+        "split_seed": config.split_seed if config.split == "views" else None,
+        **{name: getattr(config, name) for name in sorted(card.options)},
     }
-    if not data_set.folders:  # it comes with a library
+    if not card.folders:  # it comes with a library
         relevant["version"] = metadata.version("scikit-learn")
 
         def read_embedded() -> Content:
-            return Content(data_set.layouts[0].read((), wanted), data_set.classes, None)
+            return Content(card.layouts[0].read((), wanted), card.classes, None)
 
         return Source((), relevant, read_embedded), "scikit-learn, enlarged from 8x8 pixels"
-    found = find_files(data_set, options)
+    found = find_files(card, config)
     if found is None and download:
         try:
-            fetch(data_set, extra=options.extra)
+            fetch(card, extra=config.extra)
         except DataError as error:
-            raise missing(data_set, options, str(error)) from error
-        found = find_files(data_set, options)
+            raise missing(card, config, str(error)) from error
+        found = find_files(card, config)
     if found is None:
-        raise missing(data_set, options)
+        raise missing(card, config)
     paths, layout = found
     files = found.all_files()
 
     def read_files() -> Content:
         parts = layout.read(paths, wanted)
-        classes = data_set.classes_of(options)
+        classes = card.classes_of(config)
         for part, (_, labels) in parts.items():
             if not len(labels):
                 raise DataError(f"{paths[0].parent}: no images in the {part} part: fetch the files again")
             if not 0 <= (wrong := labels.min() if labels.min() < 0 else labels.max()) < len(classes):
                 raise DataError(f"{paths[0].parent}: label {wrong} is not one of the {len(classes)} classes")
-        return Content(parts, classes, all(is_official(data_set.name, path) for path in files))
+        return Content(parts, classes, all(is_official(card, path) for path in files))
 
     return Source(files, relevant, read_files), str(paths[0].parent)
-
-
-def _check(options: DataOptions) -> None:
-    """Raise DataError for an option outside its range, or that the data set does not have."""
-    for option, value in (("validation", options.validation), ("test", options.test)):
-        if value is not None and not 0 < value < 1:
-            raise DataError(f"{option} must be above 0 and below 1, got {value}")
-    if options.split_seed < 0:
-        raise DataError(f"split_seed must be at least 0, got {options.split_seed}")
-    if options.channels not in (None, 1, 3):
-        raise DataError(f"channels must be 1 or 3, got {options.channels}")
-    if options.image_size is not None and not all(1 <= side <= 4096 for side in options.image_size):
-        raise DataError(f"image_size must be two numbers of pixels from 1 to 4096, got {options.image_size}")
-    data_set = DATA_SETS.get(options.source)
-    for option, unset, allowed in (
-        ("camera", None, ("left", "right", "both")),
-        ("objects", None, (10, 20)),
-        ("extra", False, (True,)),
-        ("split", None, data_set.splits if data_set else ()),
-    ):
-        value = getattr(options, option)
-        if value == unset:
-            continue
-        if option != "split" and (data_set is None or option not in data_set.options):
-            raise DataError(f"{options.source} has no option {option}: leave it out")
-        if value not in allowed:
-            choices = ", ".join(map(str, allowed)) or "nothing: leave it out"
-            raise DataError(f"{option} of {options.source} must be one of {choices}, got {value}")
-
-
-def _split(content: Content, options: DataOptions) -> dict[str, Part]:
-    parts = dict(content.parts)
-    for part, fraction in (("test", options.test), ("validation", options.validation)):
-        if part not in parts and fraction is not None:
-            images, labels = parts["train"]
-            together = 2 if options.camera == "both" else 1  # the two pictures of a stereo pair
-            try:
-                chosen = stratified_split(labels[::together], fraction, options.split_seed, content.classes)
-            except DataError as error:
-                raise DataError(f"{options.source}: {error}") from error
-            kept, held = ((which[:, None] * together + np.arange(together)).ravel() for which in chosen)
-            parts["train"], parts[part] = (images[kept], labels[kept]), (images[held], labels[held])
-    return {part: _part(*parts[part]) for part in ("train", "validation", "test")}
-
-
-def _part(images: np.ndarray, labels: np.ndarray) -> Part:
-    return Part(
-        torch.from_numpy(np.require(images, requirements=["C", "W"])), torch.from_numpy(np.asarray(labels, np.int64))
-    )
-
-
-def stratified_split(
-    labels: np.ndarray, fraction: float, seed: int, classes: tuple[str, ...]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Indices kept and held out, both sorted: `fraction` of each class, but at least one image.
-
-    Raises:
-        DataError: a class with a single image, which cannot be split.
-    """
-    random = np.random.default_rng(seed)
-    held = []
-    for label, name in enumerate(classes):
-        members = np.flatnonzero(labels == label)
-        if len(members) == 1:
-            raise DataError(f"class {name!r} has too few images to hold some out: at least 3 are needed")
-        count = min(max(1, round(fraction * len(members))), len(members) - 1)
-        held.append(random.permutation(members)[: max(count, 0)])
-    out = np.zeros(len(labels), bool)
-    out[np.concatenate(held)] = True
-    return np.flatnonzero(~out), np.flatnonzero(out)

@@ -1,144 +1,286 @@
-"""A person's own images: a folder of class folders, a .npz file, Parquet files."""
+"""One's own images: a folder with a sub-folder of images for each class, perhaps below a folder for each part."""
 
+import os
 import re
-from collections.abc import Sequence
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from dualcaps.data.catalog import DataOptions, Labelled
-from dualcaps.data.formats import name_classes, read_npz, read_parquet
-from dualcaps.data.images import Encoded, inspect_images, list_classes, read_images, resize, to_grey
+from dualcaps.config import DataConfig
 from dualcaps.data.cache import Content, Source
-from dualcaps.errors import DataError
+from dualcaps.data.dataset import natural_order
+from dualcaps.data.images import IMAGE_SUFFIXES, ValueRange, read_images
+from dualcaps.data.sources.encoded import read_encoded, relevant_options
+from dualcaps.data.sources.npz import npz_source
+from dualcaps.data.sources.parquet import list_parquet, parquet_source
+from dualcaps.errors import DataError, display_path
 
-_LARGEST_KEPT_SIDE = 64
-_RESIZED_SIDE = 32
-_PART_NAMES = {
-    "train": "train",
-    "training": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "test": "test",
-    "testing": "test",
+_PART_WORDS = {
+    **dict.fromkeys(("train", "training", "trn"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev", "development"), "validation"),
+    **dict.fromkeys(("test", "testing", "tst"), "test"),
 }
+_PIECE_WORDS = {"fold", "split", "part", "set", "subset", "batch", "shard"}
 
 
-def own_source(path: Path, options: DataOptions) -> Source:
-    """A person's own images, found but not read.
+@dataclass
+class Listing:
+    """Image files found below a folder, and what was passed over.
+
+    Attributes:
+        files: the image files, in order.
+        passed_over: how many files or folders were passed over, by reason.
+    """
+
+    files: list[Path] = field(default_factory=list)
+    passed_over: Counter[str] = field(default_factory=Counter)
+
+
+def own_source(path: Path, config: DataConfig) -> Source:
+    """One's own images, found but not read.
 
     Raises:
         DataError: the path holds no images in a form that is read.
     """
-    if path.is_file() and path.suffix == ".npz":
-        return Source([path], _relevant(options), lambda: _read_npz(path, options))
-    if path.is_file() and path.suffix == ".parquet":
-        return Source([path], _relevant(options), lambda: _read_parquet({"train": [path]}, options))
+    if path.is_file() and path.suffix.lower() == ".npz":
+        return npz_source(path, config)
+    if path.is_file() and path.suffix.lower() == ".parquet":
+        return parquet_source({"train": [path]}, config)
     if path.is_file():
-        raise DataError(f"{path}: neither a folder nor a .npz or .parquet file")
+        raise DataError(f"{display_path(path)}: neither a folder nor a .npz or .parquet file")
     if parquet := list_parquet(path):
         parts: dict[str, list[Path]] = {}
         for file in parquet:
             parts.setdefault(_part_of(file, path) if len(parquet) > 1 else "train", []).append(file)
         if "train" not in parts:
-            raise DataError(f"{path}: no Parquet file of a training part (train-….parquet)")
-        return Source(parquet, _relevant(options), lambda: _read_parquet(parts, options))
-    listed = {part: list_classes(folder) for part, folder in part_folders(path).items()}
-    classes = (*listed["train"],)
+            raise DataError(f"{display_path(path)}: no Parquet file of a training part (train-….parquet)")
+        return parquet_source(parts, config)
+    root, notes = _unwrap(path)
+    folders = part_folders(root)
+    if "train" not in folders:
+        named = " and ".join(display_path(folder.name) for folder in folders.values())
+        raise DataError(f"{display_path(root)}: holds {named} but no training part: name its folder train")
+    passed_over: Counter[str] = Counter()
+    listed = {part: list_classes(folder, passed_over) for part, folder in folders.items()}
+    classes = tuple(listed["train"])
     if len(classes) < 2:
-        raise DataError(f"{path}: only one class ({', '.join(classes)}): at least two class sub-folders are needed")
+        raise DataError(
+            f"{display_path(root)}: only one class ({', '.join(classes)}): at least two class sub-folders are needed"
+        )
     for part, by_class in listed.items():
         if unknown := sorted(set(by_class) - set(classes)):
-            raise DataError(f"{path}: class {unknown[0]!r} of the {part} part is missing from the training part")
+            raise DataError(
+                f"{display_path(root)}: class {unknown[0]!r} of the {part} part is missing from the training part"
+            )
+    if folders["train"] == root:
+        notes += _note_equal_subfolders(root)
+    else:
+        used = ", ".join(f"{display_path(folder.name)} as {part}" for part, folder in folders.items())
+        notes += (f"parts: {used}",)
     files = [file for by_class in listed.values() for images in by_class.values() for file in images]
-    return Source(files, _relevant(options), lambda: _read_folder(listed, classes, options))
+    notes += (f"{len(files):,} image files used{_reasons(passed_over)}",)
+    relevant = {"own": True, **relevant_options(config)}
+    return Source(files, relevant, lambda: _read_folder(root, listed, classes, config), notes)
 
 
-def list_parquet(folder: Path) -> list[Path]:
-    """The Parquet files of a folder and of its sub-folders, sorted."""
-    return sorted(file for pattern in ("*.parquet", "*/*.parquet") for file in folder.glob(pattern))
+def list_classes(folder: Path, passed_over: Counter[str] | None = None) -> dict[str, list[Path]]:
+    """The images of each class sub-folder, by class name, in natural order.
+
+    Links are followed. Files that do not end like an image, and hidden ones, are passed over; `passed_over`
+    counts them. Folder names that differ only in how accents are encoded are one class.
+
+    Raises:
+        DataError: there is no sub-folder, or one without images.
+    """
+    passed_over = Counter() if passed_over is None else passed_over
+    classes: dict[str, list[Path]] = {}
+    for child in sorted(folder.iterdir(), key=lambda child: natural_order(class_name(child.name))):
+        if not child.is_dir():
+            if child.suffix.lower() in IMAGE_SUFFIXES and not child.name.startswith("."):
+                passed_over["beside the class folders"] += 1
+            continue
+        if child.name.startswith("."):
+            passed_over["hidden"] += 1
+            continue
+        listing = list_images(child)
+        passed_over.update(listing.passed_over)
+        if not listing.files:
+            raise DataError(
+                f"{display_path(child)}: no images in this class folder{_reasons(listing.passed_over)}: add some or remove it"
+            )
+        name = class_name(child.name)
+        if name in classes:
+            passed_over[f"folders named {name} in two encodings, taken as one class"] += 1
+        classes.setdefault(name, []).extend(listing.files)
+    if not classes:
+        raise DataError(
+            f"{display_path(folder)}: no class sub-folders: put the images of each class in a folder of their own"
+        )
+    return classes
+
+
+def list_images(folder: Path) -> Listing:
+    """All image files below a folder, in order, links followed; a folder reached twice is taken once."""
+    listing = Listing()
+    visited: set[str] = set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in visited:
+            folders.clear()
+            listing.passed_over["links to a folder already taken"] += 1
+            continue
+        visited.add(real)
+        hidden = [name for name in folders if name.startswith(".")]
+        listing.passed_over["hidden"] += len(hidden)
+        folders[:] = sorted(name for name in folders if name not in hidden)
+        for name in sorted(files):
+            path = Path(parent, name)
+            if name.startswith("."):
+                listing.passed_over["hidden"] += 1
+            elif path.suffix.lower() not in IMAGE_SUFFIXES:
+                listing.passed_over[
+                    f"{display_path(path.suffix.lower()) or 'without an ending'}, not read as images"
+                ] += 1
+            elif not path.exists():
+                listing.passed_over["links to nowhere"] += 1
+            else:
+                listing.files.append(path)
+    listing.passed_over = +listing.passed_over
+    listing.files.sort()
+    return listing
+
+
+def class_name(folder_name: str) -> str:
+    """A folder's name as a class name: composed characters (NFC), and escapes for bytes that are no text."""
+    text = folder_name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    composed = unicodedata.normalize("NFC", text)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in composed)
+
+
+def part_folders(folder: Path) -> dict[str, Path]:
+    """The sub-folder of each part, by the words of its name; a folder of classes alone is the training part.
+
+    Raises:
+        DataError: two folders bear names of the same part, or a folder of images lies beside the parts, or
+            sub-folders look like parts but do not say which.
+    """
+    parts: dict[str, Path] = {}
+    others: list[Path] = []
+    for child in _visible_folders(folder):
+        part = _part_by_name(child.name)
+        if part is None or not _visible_folders(child):
+            others.append(child)
+            continue
+        if part in parts:
+            raise DataError(
+                f"{display_path(folder)}: {display_path(parts[part].name)} and {display_path(child.name)} are both the {part} part: keep one"
+            )
+        parts[part] = child
+    if not parts:
+        _refuse_pieces(folder, others)
+        return {"train": folder}
+    for child in others:
+        if list_images(child).files:
+            raise DataError(
+                f"{display_path(folder)}: {display_path(child.name)} holds images but is not the training, validation or test part, as "
+                f"{' and '.join(display_path(path.name) for path in parts.values())} are: rename it or move it away"
+            )
+    return parts
+
+
+def _part_by_name(name: str) -> str | None:
+    words = re.split(r"[\W_\d]+", name.lower())
+    found = {_PART_WORDS[word] for word in words if word in _PART_WORDS}
+    return found.pop() if len(found) == 1 else None
+
+
+def _refuse_pieces(folder: Path, children: Sequence[Path]) -> None:
+    """Refuse folders such as fold1 and fold2 that hold the same sub-folders."""
+    pieces = [
+        child
+        for child in children
+        if _PIECE_WORDS & set(re.split(r"[\W_\d]+", child.name.lower())) and _visible_folders(child)
+    ]
+    if len(pieces) > 1 and len(pieces) == len(children):
+        inside = [{path.name for path in _visible_folders(child)} for child in pieces]
+        if len(inside[0]) > 1 and all(names == inside[0] for names in inside):
+            raise DataError(
+                f"{display_path(folder)}: {display_path(pieces[0].name)} and {display_path(pieces[1].name)} hold the same sub-folders: name the "
+                "parts train, val and test, or point to one of them"
+            )
+
+
+def _note_equal_subfolders(root: Path) -> tuple[str, ...]:
+    """A note where every class folder holds the same sub-folders, which may have been meant as the classes."""
+    inside = [{path.name for path in _visible_folders(child)} for child in _visible_folders(root)]
+    if len(inside) > 1 and len(inside[0]) > 1 and all(names == inside[0] for names in inside):
+        names = ", ".join(sorted(map(class_name, inside[0]))[:4])
+        return (f"every class folder holds the same sub-folders ({names}); their images are taken together",)
+    return ()
+
+
+def _unwrap(folder: Path) -> tuple[Path, tuple[str, ...]]:
+    """The folder below one that holds nothing but it, as archives are often unpacked."""
+    notes: tuple[str, ...] = ()
+    while len(inside := _visible_folders(folder)) == 1:
+        below = _visible_folders(inside[0])
+        direct = [p for p in folder.iterdir() if p.is_file() and p.suffix.lower() in IMAGE_SUFFIXES]
+        images_inside = [p for p in inside[0].iterdir() if p.is_file() and p.suffix.lower() in IMAGE_SUFFIXES]
+        if len(below) < 2 or direct or images_inside:
+            break
+        folder = inside[0]
+        notes = (f"classes taken from {display_path(folder)}",)
+    return folder, notes
+
+
+def _visible_folders(folder: Path) -> list[Path]:
+    return sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
 
 
 def _part_of(file: Path, root: Path) -> str:
     """The part that a Parquet file belongs to, by its folder's name or a word of its own."""
     words = [*file.relative_to(root).parent.parts, *re.split(r"[-_.]", file.stem)]
-    parts = {part for word in words if (part := _PART_NAMES.get(word.lower()))}
+    parts = {part for word in words if (part := _PART_WORDS.get(word.lower()))}
     if len(parts) != 1:
-        raise DataError(f"{file}: its name does not tell train, validation or test: name it like train-….parquet")
+        raise DataError(
+            f"{display_path(file)}: its name does not tell train, validation or test: name it like train-….parquet"
+        )
     return parts.pop()
 
 
-def part_folders(folder: Path) -> dict[str, Path]:
-    """The sub-folder of each part; a folder of classes alone is all training part.
-
-    Raises:
-        DataError: two folders bear names of the same part.
-    """
-    parts: dict[str, Path] = {}
-    for child in sorted(folder.iterdir()):
-        part = _PART_NAMES.get(child.name.lower())
-        if part and child.is_dir() and any(grandchild.is_dir() for grandchild in child.iterdir()):
-            if part in parts:
-                raise DataError(f"{folder}: {parts[part].name} and {child.name} are both the {part} part: keep one")
-            parts[part] = child
-    return parts if "train" in parts else {"train": folder}
+def _reasons(passed_over: Mapping[str, int]) -> str:
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(passed_over.items()) if count)
+    return f"; passed over: {reasons}" if reasons else ""
 
 
 def read_labelled(
-    by_class: dict[str, list[Path]], classes: tuple[str, ...], shape: tuple[int, int, int]
+    by_class: dict[str, list[Path]],
+    classes: tuple[str, ...],
+    shape: tuple[int, int, int],
+    value_range: ValueRange | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The images of class folders at a shape (channels, height, width), and their class numbers."""
     paths = [path for images in by_class.values() for path in images]
     labels = [classes.index(name) for name, images in by_class.items() for _ in images]
-    return read_images(paths, shape), np.array(labels)
+    return read_images(paths, shape, value_range=value_range), np.array(labels)
 
 
-def _relevant(options: DataOptions) -> dict[str, object]:
-    """The options that reading depends on; where the files are is not one of them."""
-    return {"own": True, "image_size": options.image_size, "channels": options.channels}
-
-
-def _read_folder(listed: dict[str, dict[str, list[Path]]], classes: tuple[str, ...], options: DataOptions) -> Content:
-    files = [file for by_class in listed.values() for images in by_class.values() for file in images]
-    shape = _shape(files, options, "")
-    return Content({part: read_labelled(by_class, classes, shape) for part, by_class in listed.items()}, classes, None)
-
-
-def _read_parquet(parts: dict[str, list[Path]], options: DataOptions) -> Content:
-    encoded: dict[str, list[bytes]] = {}
-    labels: dict[str, np.ndarray] = {}
-    names = None
-    for part, files in parts.items():
-        tables = [read_parquet(file) for file in files]
-        encoded[part] = [image for images, _, _ in tables for image in images]
-        labels[part] = np.concatenate([numbers for _, numbers, _ in tables])
-        names = tables[0][2] if names is None else names
-    first = parts["train"][0]
-    classes, numbers = name_classes(labels, names, first)
-    shape = _shape([image for images in encoded.values() for image in images], options, str(first))
-    read = {part: (read_images(images, shape, str(parts[part][0])), numbers[part]) for part, images in encoded.items()}
-    return Content(read, classes, None)
-
-
-def _read_npz(path: Path, options: DataOptions) -> Content:
-    parts, classes = read_npz(path)
-    read: Labelled = {}
-    size = options.image_size or _natural_size({images.shape[2:] for images, _ in parts.values()})
-    for part, (images, labels) in parts.items():
-        if images.shape[2:] != size:
-            images = np.stack([resize(np.ascontiguousarray(image), size) for image in images])
-        read[part] = (to_grey(images) if options.channels == 1 and images.shape[1] == 3 else images), labels
-    return Content(read, classes, None)
-
-
-def _shape(images: Sequence[Encoded], options: DataOptions, name: str) -> tuple[int, int, int]:
-    sizes, colour = inspect_images(images, name)
-    height, width = options.image_size or _natural_size(sizes)
-    return options.channels or (3 if colour else 1), height, width
-
-
-def _natural_size(sizes: set[tuple[int, int]]) -> tuple[int, int]:
-    if len(sizes) == 1 and max(size := next(iter(sizes))) <= _LARGEST_KEPT_SIDE:
-        return size
-    return _RESIZED_SIDE, _RESIZED_SIDE
+def _read_folder(
+    root: Path, listed: dict[str, dict[str, list[Path]]], classes: tuple[str, ...], config: DataConfig
+) -> Content:
+    parts = {
+        part: (
+            [path for images in by_class.values() for path in images],
+            np.array([classes.index(name) for name, images in by_class.items() for _ in images]),
+        )
+        for part, by_class in listed.items()
+    }
+    read, value_range, notes = read_encoded(parts, config, display_path(root))
+    for label, name in enumerate(classes):
+        if not (read["train"][1] == label).any():
+            raise DataError(f"{display_path(root)}: no image of class {name} can be read: replace them")
+    return Content(read, classes, None, notes, value_range)

@@ -1,0 +1,185 @@
+"""Augmentation: random changes of training images, each one batched operation on the device.
+
+Every image is changed by its own draw. All operations take and return uint8 images but mixup, which blends
+images and labels as floats.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+from torch.nn import functional
+
+_CROP_SHARE = 1 / 8
+_ROTATION_DEGREES = 15.0
+_COLOUR_RANGE = 0.3
+_ERASED_SHARE = (0.02, 0.2)
+_ERASED_RATIO = (0.3, 3.3)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Which random changes training images get.
+
+    Attributes:
+        shift: the farthest move on both axes, as a share of the side, in whole pixels; what moves in
+            repeats the nearest edge.
+        flip: mirror left and right half of the time.
+        crop: a random window of the image's size after reflecting an eighth of each side.
+        rotate: turn by up to 15 degrees to either side, edges repeated.
+        colour: multiply brightness, contrast and, of colour images, saturation by 0.7 to 1.3.
+        erase: replace a rectangle of 2 to 20 % of the area by noise, half of the time (Zhong et al. 2017).
+        mixup: blend each image and label with another one's, the share uniform in [0, 1] (Zhang et al. 2018, alpha 1).
+    """
+
+    shift: float = 0.1
+    flip: bool = False
+    crop: bool = False
+    rotate: bool = False
+    colour: bool = False
+    erase: bool = False
+    mixup: bool = False
+
+
+def parse_augmentation(text: str, flip: bool) -> Augmentation | None:
+    """The augmentation that `TrainConfig.augment` names; None for no change.
+
+    Args:
+        text: "policy", "paper-literal", "none", or names of `dualcaps.config.AUGMENTATIONS` joined by commas.
+        flip: whether a mirrored image of this data set still belongs to its class, for "policy".
+    """
+    if text == "none":
+        return None
+    if text in ("policy", "paper-literal"):
+        return Augmentation(flip=flip or text == "paper-literal")
+    names = set(text.split(","))
+    return Augmentation(
+        shift=0.1 if "shift" in names else 0.0,
+        **{name: name in names for name in ("flip", "crop", "rotate", "colour", "erase", "mixup")},
+    )
+
+
+def augment(
+    images: UInt8[Tensor, "batch channels height width"], how: Augmentation, generator: torch.Generator
+) -> UInt8[Tensor, "batch channels height width"]:
+    """Change each image by its own draw; all but mixup, see `mix_up`.
+
+    Args:
+        images: 0 to 255.
+        how: which changes.
+        generator: of random numbers, on the images' device.
+    """
+    if how.shift or how.flip:
+        images = _shift_and_flip(images, how, generator)
+    if how.crop:
+        images = _crop(images, generator)
+    if how.rotate:
+        images = _rotate(images, generator)
+    if how.colour:
+        images = _jitter_colour(images, generator)
+    if how.erase:
+        images = _erase(images, generator)
+    return images
+
+
+def mix_up(
+    images: Float[Tensor, "batch channels height width"],
+    labels: Int[Tensor, "batch"],
+    classes: int,
+    generator: torch.Generator,
+) -> tuple[Float[Tensor, "batch channels height width"], Float[Tensor, "batch classes"]]:
+    """Blend each image and its label with another of the batch.
+
+    Args:
+        images: values in [0, 1].
+        labels: class numbers.
+        classes: how many there are.
+        generator: of random numbers, on the images' device.
+
+    Returns:
+        The blended images, and soft labels that sum to 1.
+    """
+    share = torch.rand(len(images), generator=generator, device=images.device)
+    partner = torch.randperm(len(images), generator=generator, device=images.device)
+    one_hot = functional.one_hot(labels, classes).to(images.dtype)
+    weight = share[:, None]
+    pixels = weight[..., None, None]
+    return images * pixels + images[partner] * (1 - pixels), one_hot * weight + one_hot[partner] * (1 - weight)
+
+
+def _shift_and_flip(images: Tensor, how: Augmentation, generator: torch.Generator) -> Tensor:
+    batch, channels, height, width = images.shape
+
+    def positions(size: int) -> Tensor:
+        most = int(how.shift * size)
+        moves = torch.randint(-most, most + 1, (batch, 1), generator=generator, device=images.device)
+        return (torch.arange(size, device=images.device) - moves).clamp_(0, size - 1)
+
+    rows, columns = positions(height), positions(width)
+    if how.flip:
+        mirrored = torch.rand((batch, 1), generator=generator, device=images.device) < 0.5
+        columns = torch.where(mirrored, columns.flip(1), columns)
+    return _gather(images, rows, columns)
+
+
+def _gather(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Pixels at rows [batch, height] and columns [batch, width] of each image."""
+    width = images.shape[3]
+    pixels = (rows[:, :, None] * width + columns[:, None, :]).flatten(1)[:, None]
+    picked = images.flatten(2).gather(2, pixels.expand(-1, images.shape[1], -1))
+    return picked.view(*images.shape[:2], rows.shape[1], columns.shape[1])
+
+
+def _crop(images: Tensor, generator: torch.Generator) -> Tensor:
+    def positions(size: int) -> Tensor:
+        margin = max(1, round(size * _CROP_SHARE)) if size > 1 else 0
+        start = torch.randint(-margin, margin + 1, (len(images), 1), generator=generator, device=images.device)
+        place = torch.arange(size, device=images.device) + start
+        place = place.abs()  # reflected at the first pixel and at the last
+        return (size - 1) - ((size - 1) - place).abs()
+
+    return _gather(images, positions(images.shape[2]), positions(images.shape[3]))
+
+
+def _rotate(images: Tensor, generator: torch.Generator) -> Tensor:
+    _, _, height, width = images.shape
+    turn = torch.rand(len(images), generator=generator, device=images.device) * 2 - 1
+    angle = turn * (_ROTATION_DEGREES * torch.pi / 180)
+    cosine, sine, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
+    ratio = height / width
+    matrix = torch.stack([cosine, -sine * ratio, zero, sine / ratio, cosine, zero], dim=1).view(-1, 2, 3)
+    grid = functional.affine_grid(matrix, list(images.shape), align_corners=False)
+    turned = functional.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
+    return turned.round_().clamp_(0, 255).to(torch.uint8)
+
+
+def _jitter_colour(images: Tensor, generator: torch.Generator) -> Tensor:
+    factors = 1 + _COLOUR_RANGE * (
+        torch.rand((3, len(images), 1, 1, 1), generator=generator, device=images.device) * 2 - 1
+    )
+    changed = images.float() * factors[0]
+    mean = changed.mean(dim=(1, 2, 3), keepdim=True)
+    changed = mean + (changed - mean) * factors[1]
+    if images.shape[1] == 3:
+        grey = (changed * changed.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
+        changed = grey + (changed - grey) * factors[2]
+    return changed.round_().clamp_(0, 255).to(torch.uint8)
+
+
+def _erase(images: Tensor, generator: torch.Generator) -> Tensor:
+    batch, _, height, width = images.shape
+
+    def draw(low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand((batch, 1, 1, 1), generator=generator, device=images.device)
+
+    area = draw(*_ERASED_SHARE) * height * width
+    ratio = draw(*(float(torch.tensor(bound).log()) for bound in _ERASED_RATIO)).exp()
+    high, wide = (area * ratio).sqrt().clamp(max=height), (area / ratio).sqrt().clamp(max=width)
+    top, left = draw(0, 1) * (height - high), draw(0, 1) * (width - wide)
+    rows = torch.arange(height, device=images.device).view(1, 1, -1, 1)
+    columns = torch.arange(width, device=images.device).view(1, 1, 1, -1)
+    inside = (rows >= top) & (rows < top + high) & (columns >= left) & (columns < left + wide)
+    chosen = draw(0, 1) < 0.5
+    noise = torch.randint(256, images.shape, generator=generator, device=images.device, dtype=torch.uint8)
+    return torch.where(inside & chosen, noise, images)

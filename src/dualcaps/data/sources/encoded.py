@@ -1,0 +1,97 @@
+"""One's own image files, or their contents: brought to one shape, damaged ones named together."""
+
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from dualcaps.config import DataConfig
+from dualcaps.data.images import Encoded, ValueRange, find_value_range, inspect_images, read_images
+from dualcaps.data.sources.card import Labelled
+from dualcaps.errors import DataError
+
+_LARGEST_KEPT_SIDE = 64
+_RESIZED_SIDE = 32
+_MOST_NAMED = 20
+
+
+def relevant_options(config: DataConfig) -> dict[str, object]:
+    """The options that reading one's own images depends on; where they are is not one of them."""
+    return {
+        "image_size": config.image_size,
+        "channels": config.channels,
+        "skip_damaged": config.skip_damaged,
+        "value_range": config.value_range,
+    }
+
+
+def read_encoded(
+    parts: Mapping[str, tuple[Sequence[Encoded], np.ndarray]], config: DataConfig, name: str
+) -> tuple[Labelled, ValueRange | None, tuple[str, ...]]:
+    """Read the image files, or their contents, of all parts at one shape.
+
+    Args:
+        parts: by part, the images and their class numbers.
+        config: of the data.
+        name: what messages call images that are given by their content, and the data set.
+
+    Returns:
+        Images and labels by part, the range of values that deep images were scaled from, and notes.
+
+    Raises:
+        DataError: images that cannot be read, all of them named, unless they are to be left out.
+    """
+    images = [image for encoded, _ in parts.values() for image in encoded]
+    inspected = inspect_images(images, name)
+    unread = dict(inspected.unread)
+    value_range, notes = config.value_range, ()
+    if inspected.deep and value_range is None:
+        value_range, damaged = find_value_range([images[number] for number in inspected.deep], name)
+        unread |= {inspected.deep[number]: reason for number, reason in damaged.items()}
+        if value_range is not None:
+            notes = (
+                f"{len(inspected.deep):,} images are not of 8 bits: values {value_range[0]:g} to {value_range[1]:g} taken "
+                "as black to white (--value-range)",
+            )
+    sizes = inspected.sizes or {(_RESIZED_SIDE, _RESIZED_SIDE)}
+    height, width = config.image_size or natural_size(sizes)
+    shape = (config.channels or (3 if inspected.colour else 1), height, width)
+    pixels = read_images(images, shape, name, unread, value_range)
+    if unread and not config.skip_damaged:
+        raise DataError(_damaged(unread, len(images), name))
+    if unread:
+        notes += (f"{len(unread):,} damaged image files left out: {_named(unread)}",)
+    read: Labelled = {}
+    start = 0
+    for part, (encoded, labels) in parts.items():
+        kept = np.array([number not in unread for number in range(start, start + len(encoded))], bool)
+        own = pixels[start : start + len(encoded)]
+        read[part] = (own, labels) if kept.all() else (own[kept], labels[kept])
+        start += len(encoded)
+    return read, value_range if inspected.deep else None, notes
+
+
+def _damaged(unread: Mapping[int, str], count: int, name: str) -> str:
+    if len(unread) == 1:
+        return f"{next(iter(unread.values()))}, or leave it out with --skip-damaged"
+    return (
+        f"{name}: {len(unread):,} of {count:,} images cannot be read: {_named(unread)}: replace or remove them, or leave "
+        "them out with --skip-damaged"
+    )
+
+
+def _named(unread: Mapping[int, str]) -> str:
+    """The names of damaged files, from the messages that begin with them."""
+    names = [
+        re.split(r": (?:cannot be read|not an image|no such file|images of|values)", reason)[0]
+        for _, reason in sorted(unread.items())
+    ]
+    more = f" and {len(names) - _MOST_NAMED:,} more" if len(names) > _MOST_NAMED else ""
+    return ", ".join(names[:_MOST_NAMED]) + more
+
+
+def natural_size(sizes: set[tuple[int, int]]) -> tuple[int, int]:
+    """The size (height, width) that own images are brought to: their own if all have one of at most 64 pixels a side."""
+    if len(sizes) == 1 and max(size := next(iter(sizes))) <= _LARGEST_KEPT_SIDE:
+        return size
+    return _RESIZED_SIDE, _RESIZED_SIDE

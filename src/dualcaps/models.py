@@ -500,11 +500,17 @@ def default_switches(name: str) -> dict[str, Any]:
 def describe(config: ModelConfig) -> str:
     """A network in a few words for people: its name and where it differs from what the name stands for."""
     usual = default_switches(config.name)
-    words = [config.name]
-    for name, default in usual.items():
-        if (value := getattr(config, name)) != default and name != "trunk_weights":
-            words.append(f"with {name}" if value is True else f"no {name}" if value is False else f"{name} {value}")
-    return ", ".join([*words, *(f"{name} {value}" for name, value in config.options)])
+    differing = {name: getattr(config, name) for name in usual if getattr(config, name) != usual[name]}
+    return ", ".join([config.name, *describe_switches(differing | dict(config.options))])
+
+
+def describe_switches(switches: Mapping[str, Any]) -> list[str]:
+    """Switches in words."""
+    return [
+        f"with {name}" if value is True else f"no {name}" if value is False else f"{name} {value}"
+        for name, value in switches.items()
+        if name != "trunk_weights"
+    ]
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -1,0 +1,1 @@
+"""The paper run again: experiments, planning, scheduling, records, statistics and the report."""

@@ -7,6 +7,8 @@ Reports 10, 11383 (2020).
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+from dualcaps.study.experiments.card import CAPSNET, CNN, DA_CAPSNET, FOUR, DataKey, Variant, variant
+
 EPOCHS = 100
 """Epochs that the paper trained for, but for the 7 of Figs. 8 and 9."""
 
@@ -20,7 +22,7 @@ class Printed:
     Attributes:
         where: its table or figure.
         data: the data set.
-        network: whose number it is, as `dualcaps.models.describe` calls it.
+        network: whose number it is.
         quantity: the highest test accuracy; how much higher it is than the baseline's; the same of
             the mean over the first five epochs; or the first epoch with every test image right.
         value: in %, in percentage points, or in epochs.
@@ -28,17 +30,23 @@ class Printed:
     """
 
     where: str
-    data: str
-    network: str
+    data: DataKey
+    network: Variant
     quantity: Quantity
     value: float
-    baseline: str = ""
+    baseline: Variant | None = None
 
 
-def recipe(data: str) -> dict[str, Any]:
+def recipe(data: DataKey) -> dict[str, Any]:
     """How the paper trained on a data set, as D11 to D16 decide it: settings of training and data."""
     return {
-        **{"batch_size": 16 if data == "coil-20" else 128, "lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-7},
+        **{
+            "batch_size": 16 if data.source == "coil-20" else 128,
+            "lr": 1e-3,
+            "beta1": 0.9,
+            "beta2": 0.999,
+            "epsilon": 1e-7,
+        },
         **{"reconstruction_weight": 0.0005, "augment": "policy"},
         **{"image_size": None, "channels": None, "camera": None, "objects": None, "extra": False},
     }
@@ -53,8 +61,7 @@ class Decision(NamedTuple):
     setting: str
 
 
-_FOUR = ("capsnet", "capsnet-conv-att", "capsnet-caps-att", "da-capsnet")
-_WEAKER_SQUASH = "capsnet, squash_constant 1.0"
+_WEAKER_SQUASH = variant("capsnet", squash_constant=1.0)
 
 
 def _table_1() -> list[Printed]:
@@ -65,9 +72,9 @@ def _table_1() -> list[Printed]:
         ("svhn", 90.78, 91.36, 0.58),
     ):
         numbers += [
-            Printed("Table 1", data, _WEAKER_SQUASH, "accuracy", weaker),
-            Printed("Table 1", data, "capsnet", "accuracy", stronger),
-            Printed("Table 1", data, "capsnet", "gain", gain, _WEAKER_SQUASH),
+            Printed("Table 1", DataKey(data), _WEAKER_SQUASH, "accuracy", weaker),
+            Printed("Table 1", DataKey(data), CAPSNET, "accuracy", stronger),
+            Printed("Table 1", DataKey(data), CAPSNET, "gain", gain, _WEAKER_SQUASH),
         ]
     return numbers
 
@@ -80,11 +87,12 @@ def _table_2() -> list[Printed]:
         ("fashion-mnist", (92.41, 93.21, 93.60, 93.98), (0.80, 1.19, 1.57)),
     ):
         numbers += [
-            Printed("Table 2", data, name, "accuracy", value) for name, value in zip(_FOUR, accuracies, strict=True)
+            Printed("Table 2", DataKey(data), name, "accuracy", value)
+            for name, value in zip(FOUR, accuracies, strict=True)
         ]
         numbers += [
-            Printed("Table 2", data, name, "gain", value, "capsnet")
-            for name, value in zip(_FOUR[1:], gains, strict=True)
+            Printed("Table 2", DataKey(data), name, "gain", value, CAPSNET)
+            for name, value in zip(FOUR[1:], gains, strict=True)
         ]
     return numbers
 
@@ -99,17 +107,17 @@ def _table_4() -> list[Printed]:
     numbers = []
     for data, accuracies, quantity, gain in rows:
         numbers += [
-            Printed("Table 4", data, name, "accuracy", value)
-            for name, value in zip(("cnn", "capsnet", "da-capsnet"), accuracies, strict=True)
+            Printed("Table 4", DataKey(data), name, "accuracy", value)
+            for name, value in zip((CNN, CAPSNET, DA_CAPSNET), accuracies, strict=True)
         ]
-        numbers.append(Printed("Table 4", data, "da-capsnet", quantity, gain, "capsnet"))
+        numbers.append(Printed("Table 4", DataKey(data), DA_CAPSNET, quantity, gain, CAPSNET))
     return numbers
 
 
 def _figure_10() -> list[Printed]:
     return [
-        Printed("Fig. 10", "mnist", name, "epochs to 100 %", epochs)
-        for name, epochs in zip(_FOUR, (25, 16, 13, 8), strict=True)
+        Printed("Fig. 10", DataKey("mnist"), name, "epochs to 100 %", epochs)
+        for name, epochs in zip(FOUR, (25, 16, 13, 8), strict=True)
     ]
 
 

@@ -1,8 +1,8 @@
-"""One record a run: what a report is made of, read from run folders or from CSV files.
+"""One record for each run: what a report is made of, read from run folders or from CSV files.
 
-A folder of records holds `runs.csv` (a line a run), `epochs.csv` (a line an epoch),
+A folder of records holds `runs.csv` (a line for each run), `epochs.csv` (a line for each epoch),
 `failures.csv` and `strips/<run>/` with the reconstructions that were kept; both ways of reading
-give the same records. In `copies.csv` (columns data, copy, same_pixels: yes or no) one may name
+give the same records. `copies.csv` (columns data, copy, same_pixels: yes or no) may name
 what a data set's files are where they are not the official ones.
 """
 
@@ -15,15 +15,20 @@ import json
 import math
 import os
 import statistics
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import typing
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dualcaps.runs import run as runs
-from dualcaps.data.load import DATA_SETS
+from dualcaps.config import DataConfig, ModelConfig, TrainConfig, config_hash, from_json, to_json
 from dualcaps.errors import RunError
-from dualcaps.models import MODELS, ModelConfig, describe
+from dualcaps.models import default_switches
+from dualcaps.registry import DATASETS
+from dualcaps.runs import run as runs
+from dualcaps.runs.files import write_text
+from dualcaps.runs.run import Run
+from dualcaps.study.experiments.card import DataKey, Variant, data_key
 
 RUNS, EPOCHS, FAILED, COPIES = "runs.csv", "epochs.csv", "failures.csv", "copies.csv"
 
@@ -45,13 +50,13 @@ class Record:
 
     Attributes:
         run: a name that follows from its settings, data and device.
-        data: data set, with its split where it is not the set's own.
-        network: as `dualcaps.models.describe` calls it.
+        data: the data set and its split.
+        network: the network and where it differs from the defaults of its name.
         protocol: "clean" or "paper".
         seed: of weights, order and split.
         epochs: how many were trained.
         precision: number type of the layers.
-        parameters: learned numbers, the decoder's included.
+        parameters: their number, the decoder's included.
         selected_epoch: whose weights were kept.
         selection_accuracy: on the part it was selected on, 0 to 1.
         test_accuracy: of the kept weights, 0 to 1.
@@ -68,8 +73,8 @@ class Record:
     """
 
     run: str
-    data: str
-    network: str
+    data: DataKey
+    network: Variant
     protocol: str
     seed: int
     epochs: int
@@ -109,10 +114,18 @@ class Record:
         """
         training = _without(self.asked["training"], "seed", "protocol")
         model = self.asked["model"]
-        training["lr"] = round(training["lr"] * max(1.0, model["width"] / MODELS[model["name"]].width), 9)
+        usual = default_switches(model["name"])["width"]
+        training["lr"] = round(training["lr"] * max(1.0, model["width"] / usual), 9)
+        training = {name: value for name, value in training.items() if value != _TRAINING_DEFAULTS.get(name, ...)}
         images = self.training_images + self.validation_images + self.test_images
         data = _without(self.asked["data"], "split_seed")
+        data = {name: value for name, value in data.items() if value != _DATA_DEFAULTS.get(name, ...)}
         return json.dumps([training, data, images, self.precision, self.official])
+
+
+# Fields that runs of format 1 did not have count as what they did.
+_TRAINING_DEFAULTS = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
+_DATA_DEFAULTS = {field.name: field.default for field in dataclasses.fields(DataConfig)}
 
 
 class Copy(NamedTuple):
@@ -142,6 +155,11 @@ class Records:
     failures: tuple[tuple[str, str], ...]
     copies: Mapping[str, Copy]
     strips: Mapping[str, Path]
+
+    @functools.cached_property
+    def labels(self) -> dict[DataKey, str]:
+        """What the data sets of the runs are called."""
+        return labels(record.data for record in self.runs)
 
 
 def read_records(sources: Sequence[str | Path]) -> Records:
@@ -174,35 +192,35 @@ def read_records(sources: Sequence[str | Path]) -> Records:
         for folder in sorted({file.parent for name in (runs.CONFIG, runs.METRICS) for file in source.rglob(name)}):
             if folder.name.startswith("."):  # half made when its process was killed
                 continue
-            if not runs.is_finished(folder):
-                if name := _asked_for(folder):
-                    failures.setdefault(name, "not finished")
-                continue
             try:
-                record = read_run(folder)
+                run = Run.open(folder)
+                if not run.finished:
+                    failures.setdefault(name_of_run(run), "not finished")
+                    continue
+                record = record_of(run)
             except RunError as error:
-                failures[_asked_for(folder) or _below(source, folder)] = str(error).replace(f"{source}{os.sep}", "")
+                if (folder / runs.RESULT).is_file() or _is_run(folder):
+                    reason = str(error).replace(f"{source}{os.sep}", "")
+                    failures[_name_by_configuration(folder) or _below(source, folder)] = reason
                 continue
             found[record.run] = record
             if (folder / runs.STRIPS).is_dir():
                 strips[record.run] = folder / runs.STRIPS
     ordered = sorted(
-        _told_apart(found.values()), key=lambda r: (r.data, r.network, r.protocol, r.epochs, r.seed, r.run)
+        found.values(), key=lambda r: (str(r.data), r.data, str(r.network), r.protocol, r.epochs, r.seed, r.run)
     )
-    done = {name for record in found.values() for name in (name_of(record), record.data)}
+    done = {name for record in found.values() for name in (name_of(record), str(record.data))}
     still = tuple(sorted((run, reason) for run, reason in failures.items() if run not in done))
     return Records(tuple(ordered), still, copies, strips)
 
 
-def _told_apart(found: Collection[Record]) -> Iterable[Record]:
-    """The records; own images of one name in several places with the places' numbers behind it."""
-    places: dict[str, set[str]] = {}
-    for record in found:
-        places.setdefault(record.data, set()).add(record.asked["data"].get("place", ""))
-    for record in found:
-        place = record.asked["data"].get("place")
-        several = place and len(places[record.data]) > 1
-        yield dataclasses.replace(record, data=f"{record.data} [{place}]") if several else record
+def labels(keys: Iterable[DataKey]) -> dict[DataKey, str]:
+    """What data sets are called: own images of one name in several places with the place appended."""
+    distinct = set(keys)
+    places: dict[str, int] = {}
+    for key in distinct:
+        places[str(key)] = places.get(str(key), 0) + 1
+    return {key: f"{key} [{key.place}]" if key.place and places[str(key)] > 1 else str(key) for key in distinct}
 
 
 def read_copies(folder: Path) -> dict[str, Copy]:
@@ -229,19 +247,9 @@ def write_records(records: Records, out: Path) -> None:
         write_csv(out / COPIES, ["data", "copy", "same_pixels"], lines)
 
 
-def run_name(network: str, data: str, protocol: str, epochs: int, seed: int) -> str:
+def run_name(network: object, data: object, protocol: str, epochs: int, seed: int) -> str:
     """What a run is called in words."""
     return f"{network} on {data}, {protocol}, {epochs} epoch{'s' * (epochs > 1)}, seed {seed}"
-
-
-def data_name(source: str, split: str | None) -> str:
-    """What a data set is called: its name or the folder's, and its split where it is not the set's own."""
-    name = source
-    if source not in DATA_SETS:
-        path = Path(source).resolve()
-        name = path.name.removesuffix(path.suffix if path.suffix in (".npz", ".parquet") else "")
-        name += " (own)" if name in DATA_SETS else ""
-    return f"{name} ({split})" if split else name
 
 
 def name_of(record: Record) -> str:
@@ -249,75 +257,95 @@ def name_of(record: Record) -> str:
     return run_name(record.network, record.data, record.protocol, record.epochs, record.seed)
 
 
+def name_of_run(run: Run) -> str:
+    """What a run is called in words, finished or not."""
+    how = run.training
+    return run_name(Variant.of(run.model), _key_of(run), how.protocol, how.epochs, how.seed)
+
+
+def _key_of(run: Run) -> DataKey:
+    source = run.data.source
+    if source in DATASETS:
+        return data_key(source, run.data.split)
+    # Where own images are is kept only as a number that tells folders of one name apart.
+    return data_key(source, run.data.split, hashlib.sha256(source.encode("utf-8", "surrogateescape")).hexdigest()[:8])
+
+
 def _below(source: Path, path: Path) -> str:
-    """Where something lies in a source."""
+    """A path relative to a source."""
     return path.name if path == source else str(path.relative_to(source))
 
 
-def _asked_for(folder: Path) -> str | None:
-    """The name of a run by its configuration alone; None for a folder that only looks like one's."""
+def _is_run(folder: Path) -> bool:
+    """Whether a folder that cannot be read as a run was meant to be one."""
+    return _name_by_configuration(folder) is not None
+
+
+def _name_by_configuration(folder: Path) -> str | None:
+    """The name of a damaged run by its configuration alone."""
     try:
-        config = runs.read_config(folder)
-        model = describe(runs.parse(ModelConfig, config["model"], folder))
-        data = data_name(config["data"]["source"], config["data"]["split"])
-        training = config["training"]
-        return run_name(model, data, training["protocol"], training["epochs"], training["seed"])
-    except (RunError, KeyError, TypeError):
+        config = json.loads((folder / runs.CONFIG).read_text(encoding="utf-8"))
+        model = from_json(ModelConfig, runs.from_format_1(config, {"data": {}})[0]["model"])
+        training, data = config["training"], config["data"]
+        key = data_key(data["source"], data["split"], "" if data["source"] in DATASETS else "own")
+        return run_name(Variant.of(model), key, training["protocol"], training["epochs"], training["seed"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
-def read_run(folder: Path) -> Record:
+def record_of(run: Run) -> Record:
     """The record of a finished run.
 
     Raises:
         RunError: it is not finished, or damaged.
     """
-    config, provenance = runs.read_config(folder), runs.read_provenance(folder)
-    result, metrics = runs.read_result(folder), runs.read_metrics(folder)
-    model = runs.parse(ModelConfig, config["model"], folder)
+    if run.result is None:
+        raise RunError(f"{run.path}: incomplete run folder ({runs.RESULT} is missing): {runs.TRAIN_AGAIN}")
+    key, result = _key_of(run), run.result
     try:
-        session, data = provenance["sessions"][-1], provenance["data"]
-        source, split, training = config["data"]["source"], config["data"]["split"], config["training"]
-        name = data_name(source, None)
-        # Where own images lie is told by no more than a number that keeps folders of one name apart.
-        place = {} if name == source else {"place": hashlib.sha256(source.encode()).hexdigest()[:8]}
+        session, data = run.provenance["sessions"][-1], run.provenance["data"]
         settings = {
-            "model": dataclasses.asdict(model),
-            # Where it ran and whether it was compiled is another matter than what was asked for.
-            "training": _without(training, "device", "compile"),
-            "data": _without(config["data"], "data_dir") | {"source": name} | place,
+            "model": to_json(run.model),
+            # Where it ran and whether it was compiled is not part of what was asked for.
+            "training": _without(to_json(run.training), "device", "compile"),
+            "data": _without(to_json(run.data), "data_dir")
+            | {"source": key.source}
+            | ({"place": key.place} if key.place else {}),
         }
-        selected_on = "test" if training["protocol"] == "paper" else "validation"
         history = tuple(
             Epoch(
                 line["epoch"],
-                *(round(line[name], 6) for name in ("loss", "train_accuracy", f"{selected_on}_accuracy")),
+                *(round(line[name], 6) for name in ("loss", "train_accuracy", f"{run.selected_on}_accuracy")),
                 *(round(line[name], 3) for name in ("seconds", "images_per_second")),
             )
-            for line in metrics
+            for line in run.history
         )
-        text = json.dumps(settings)
-        identity = json.dumps([text, data["sha256"], session["device"], result["precision"]])
+        images = data.get("sha256") or data["sha256_format_1"]
+        error = result.get("reconstruction_error")
+        identity = [
+            config_hash(run.model, run.training, run.data, leave_out=("device", "compile", "data_dir", "source")),
+            *(list(key), images, session["device"], result["precision"]),
+        ]
         record = Record(
-            run=hashlib.sha256(identity.encode()).hexdigest()[:12],
-            data=data_name(source, split),
-            network=describe(model),
-            protocol=training["protocol"],
-            seed=training["seed"],
+            run=hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12],
+            data=key,
+            network=Variant.of(run.model),
+            protocol=run.training.protocol,
+            seed=run.training.seed,
             epochs=len(history),
             precision=result["precision"],
             parameters=result["parameters"],
             selected_epoch=result["selected_epoch"],
-            selection_accuracy=round(result[f"{selected_on}_accuracy"], 6),
+            selection_accuracy=round(result[f"{run.selected_on}_accuracy"], 6),
             test_accuracy=round(result["test_accuracy"], 6),
-            reconstruction_error=None if (error := result.get("reconstruction_error")) is None else round(error, 8),
+            reconstruction_error=None if error is None else round(error, 8),
             training_images=data["images"]["train"],
             validation_images=data["images"]["validation"],
             test_images=data["images"]["test"],
             training_seconds=round(result["training_seconds"], 3),
             images_per_second=round(statistics.median(epoch.images_per_second for epoch in history), 1),
             official=data["official"],
-            sha256=data["sha256"],
+            sha256=images,
             device=session["device"],
             processor=session["processor"],
             threads=session["threads"],
@@ -325,12 +353,12 @@ def read_run(folder: Path) -> Record:
             dualcaps=session["versions"]["dualcaps"],
             commit=session["commit"] or "",
             started=session["started"],
-            settings=text,
+            settings=json.dumps(settings),
             history=history,
         )
         _check(record)
     except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise RunError(f"{folder}: damaged ({type(error).__name__}: {error}): {runs.TRAIN_AGAIN}") from error
+        raise RunError(f"{run.path}: damaged ({type(error).__name__}: {error}): {runs.TRAIN_AGAIN}") from error
     return record
 
 
@@ -342,12 +370,12 @@ def _check(record: Record) -> None:
     if [epoch.epoch for epoch in record.history] != list(range(1, record.epochs + 1)):
         raise ValueError(f"{len(record.history)} of {record.epochs} epochs")
     if not all(map(math.isfinite, numbers)):
-        raise ValueError("a number that is none")
+        raise ValueError("a number that is not finite")
     if record.protocol not in ("clean", "paper"):
         raise ValueError(f"unknown protocol {record.protocol!r}")
     asked = record.asked
-    of_it = asked["training"]["epochs"] == record.epochs and isinstance(asked["data"], dict)
-    if not of_it or not isinstance(asked["model"]["num_classes"], int):
+    trained = record.epochs <= asked["training"]["epochs"] and isinstance(asked["data"], dict)
+    if not trained or not isinstance(asked["model"]["num_classes"], int):
         raise ValueError("settings of another run")
 
 
@@ -358,7 +386,7 @@ def _without(section: Mapping[str, Any], *names: str) -> dict[str, Any]:
 def _read_table(folder: Path) -> list[Record]:
     columns = [field.name for field in dataclasses.fields(Record) if field.name != "history"]
     history: dict[str, list[Epoch]] = {}
-    types = {field.name: field.type for field in dataclasses.fields(Record)}
+    types = typing.get_type_hints(Record)
     file = folder / EPOCHS
     try:
         for line in _read_csv(file, ("run", *Epoch._fields)):
@@ -367,7 +395,8 @@ def _read_table(folder: Path) -> list[Record]:
         file = folder / RUNS
         records = [
             Record(
-                **{name: _value(types[name], line[name]) for name in columns},
+                **{name: _value(types[name], line[name]) for name in columns if name not in ("data", "network")},
+                **_identity(line["settings"]),
                 history=tuple(history.get(line["run"], [])),
             )
             for line in _read_csv(folder / RUNS, columns)
@@ -379,11 +408,24 @@ def _read_table(folder: Path) -> list[Record]:
         raise RunError(f"{file}: damaged ({error}): make it again from the run folders") from error
 
 
+def _identity(settings: str) -> dict[str, Any]:
+    """Data set and network of a record, by its settings; the columns of these names are for people."""
+    asked = json.loads(settings)
+    model = from_json(ModelConfig, runs.from_format_1(asked, {"data": {}})[0]["model"])
+    data = asked["data"]
+    return {
+        "data": data_key(data["source"], data.get("split"), data.get("place", "")),
+        "network": Variant.of(model),
+    }
+
+
 def _read_failures(file: Path, source: Path) -> dict[str, str]:
     """What is noted to have failed, and lines that cannot be read as a failure of the file's own."""
     failures, unread = {}, 0
     try:
-        whole, _, _ = file.read_text(errors="replace").rpartition("\n")  # a kill may have torn the last line
+        whole, _, _ = file.read_text(encoding="utf-8", errors="replace").rpartition(
+            "\n"
+        )  # a kill may have torn the last line
     except OSError as error:
         return {_below(source, file): f"cannot be read ({error.strerror})"}
     for line in whole.splitlines():
@@ -399,7 +441,7 @@ def _read_failures(file: Path, source: Path) -> dict[str, str]:
 
 def _read_csv(file: Path, columns: Iterable[str]) -> list[dict[str, str]]:
     try:
-        with file.open(newline="") as opened:
+        with file.open(newline="", encoding="utf-8", errors="surrogateescape") as opened:
             reader = csv.DictReader(opened)
             lines = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -417,7 +459,7 @@ def write_csv(file: Path, columns: Sequence[str], lines: Iterable[Sequence[str]]
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
     writer.writerows(lines)
-    runs.write_bytes(file, text.getvalue().encode())
+    write_text(file, text.getvalue())
 
 
 def _text(value: Any) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from dualcaps.study import paper
+from dualcaps.study.experiments.card import DataKey, Variant
 from dualcaps.study.paper import Printed
 from dualcaps.study.records import Copy, Record, Records
 
@@ -136,24 +137,24 @@ class Cell:
         return {record.seed: of(record) for record in self.records}
 
 
-Cells = Mapping[tuple[str, str, str], Cell]
+Cells = Mapping[tuple[DataKey, Variant, str], Cell]
 """Runs by data, network and protocol."""
 
 
-def cells(records: Records) -> dict[tuple[str, str, str], Cell]:
+def cells(records: Records) -> dict[tuple[DataKey, Variant, str], Cell]:
     """The runs by data, network and protocol.
 
     Where there are runs under several conditions of one data set and protocol, `RULE` says which
     of them count.
     """
-    chosen: dict[tuple[str, str, str], Cell] = {}
+    chosen: dict[tuple[DataKey, Variant, str], Cell] = {}
     ordered = sorted(records.runs, key=lambda r: (r.data, r.protocol))
     for (data, protocol), group in itertools.groupby(ordered, key=lambda r: (r.data, r.protocol)):
         conditions: dict[str, list[Record]] = {}
         for record in group:
             conditions.setdefault(record.condition, []).append(record)
         alike = max(conditions.values(), key=_weight)
-        networks: dict[str, dict[int, Record]] = {}
+        networks: dict[Variant, dict[int, Record]] = {}
         for record in alike:
             networks.setdefault(record.network, {})[record.seed] = record
         for network, by_seed in networks.items():
@@ -218,13 +219,14 @@ def judge(printed: Printed, table: Cells, copies: Mapping[str, Copy]) -> Finding
     of_the_test_set = printed.quantity in ("epochs to 100 %", "first-five gain")  # each epoch
     for protocol in ("paper",) if of_the_test_set else ("paper", "clean"):
         cell = table.get((printed.data, printed.network, protocol))
-        baseline = table.get((printed.data, printed.baseline, protocol))
+        baseline = table.get((printed.data, printed.baseline, protocol)) if printed.baseline else None
         if cell and (baseline or not printed.baseline):
             break
     else:
         return nothing
     trusted = [*cell.records, *(baseline.records if baseline else ())]
-    same_pixels = printed.data in copies and copies[printed.data].same_pixels
+    copy = copies.get(printed.data.source)
+    same_pixels = copy is not None and copy.same_pixels
     doubt = ""
     if not all(record.official or (record.official is False and same_pixels) for record in trusted):
         doubt = "not the official images"

@@ -1,0 +1,171 @@
+"""What an experiment is: networks as variants of registered ones, and the data sets they are trained on."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+from dualcaps.config import ModelConfig, Split
+from dualcaps.models import configure, count_parameters, create_model, default_switches, describe_switches
+from dualcaps.registry import DATASETS
+
+
+class DataKey(NamedTuple):
+    """Which images, whatever they are called.
+
+    source: a data set's name, or the name of a folder or file of own images.
+    split: how training and test images are told apart; "" for the data set's own way.
+    place: tells own images of one name in several places apart; "" for data sets.
+    """
+
+    source: str
+    split: str = ""
+    place: str = ""
+
+    def __str__(self) -> str:
+        name = f"{self.source} (own)" if self.place and self.source in DATASETS else self.source
+        return f"{name} ({self.split})" if self.split else name
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A network and where it differs from the defaults of its name: the identity of networks in a study.
+
+    Attributes:
+        model: the registered name.
+        switches: fields of `ModelConfig`, or options, that differ from the name's defaults, in the order of the
+            fields; others are left out, so that a variant is equal to itself however it is written.
+    """
+
+    model: str
+    switches: tuple[tuple[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        usual = default_switches(self.model)
+        order = {name: number for number, name in enumerate(usual)}
+        differing = [(name, value) for name, value in self.switches if name not in usual or usual[name] != value]
+        differing.sort(key=lambda switch: (order.get(switch[0], len(order)), switch[0]))
+        object.__setattr__(self, "switches", tuple(differing))
+
+    @classmethod
+    def of(cls, config: ModelConfig) -> "Variant":
+        """The variant that a configuration is, whatever images it is for."""
+        usual = default_switches(config.name)
+        return cls(config.name, (*((name, getattr(config, name)) for name in usual), *config.options))
+
+    def __str__(self) -> str:
+        return ", ".join([self.model, *describe_switches(dict(self.switches))])
+
+    @property
+    def plain(self) -> bool:
+        """Whether it has the defaults of its name."""
+        return not self.switches
+
+    def configure(self, image_shape: tuple[int, int, int], classes: int) -> ModelConfig:
+        """The network's configuration for some images; raises ModelError where it cannot be built."""
+        with torch.device("meta"):
+            create_model(self.model, image_shape, classes, **dict(self.switches))
+        return configure(self.model, image_shape, classes, **dict(self.switches))
+
+
+@dataclass(frozen=True)
+class Matched:
+    """A network widened until it has as many parameters as another one.
+
+    Attributes:
+        variant: the network.
+        other: the network to match.
+    """
+
+    variant: Variant
+    other: Variant
+
+    def __str__(self) -> str:
+        return f"{self.variant}, as large as {self.other}"
+
+    def configure(self, image_shape: tuple[int, int, int], classes: int) -> ModelConfig:
+        """The configuration of the width that comes nearest."""
+        width = width_to_match(self.variant.model, self.other.model, image_shape, classes)
+        return variant(self.variant.model, **dict(self.variant.switches), width=width).configure(image_shape, classes)
+
+
+def variant(model: str, **switches: Any) -> Variant:
+    """A variant by its model and switches."""
+    return Variant(model, tuple(switches.items()))
+
+
+def width_to_match(model: str, other: str, image_shape: tuple[int, int, int], classes: int) -> int:
+    """The width with which `model` comes nearest to the number of parameters of `other`."""
+
+    def count(name: str, **switches: Any) -> int:
+        with torch.device("meta"):
+            return count_parameters(create_model(name, image_shape, classes, **switches))
+
+    wanted = count(other)
+    low, high = 1, 2
+    while count(model, width=high) < wanted:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if count(model, width=middle) < wanted else (low, middle)
+    return min(low, high, key=lambda width: abs(count(model, width=width) - wanted))
+
+
+Place = tuple[str, Split | Literal[""]]
+"""A data set and its split, "" for its own."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A card: what is asked, on what, with which networks, and what the paper prints.
+
+    Attributes:
+        asks: the question, in words.
+        printed: the paper's answer.
+        networks: what is trained.
+        data: on which data sets, each with its split ("" for the set's own).
+        any_data: whether other data sets, own images too, can be asked for.
+        control: whether it is a control, which the paper does not have.
+        hours: that 5 seeds of 100 epochs with both protocols take, two runs at a time on 2 cores of an Intel
+            Xeon with AMX: an estimate from epochs that were measured there.
+    """
+
+    asks: str
+    printed: str
+    networks: tuple[Variant | Matched, ...]
+    data: tuple[Place, ...]
+    any_data: bool = False
+    control: bool = False
+    hours: float = field(kw_only=True)
+
+
+CNN, CAPSNET, CONV_ATT, CAPS_ATT, DA_CAPSNET = (
+    Variant(name) for name in ("cnn", "capsnet", "capsnet-conv-att", "capsnet-caps-att", "da-capsnet")
+)
+FOUR = (CAPSNET, CONV_ATT, CAPS_ATT, DA_CAPSNET)
+"""The paper's four networks."""
+ADDITIVE = variant("da-capsnet", gate="additive")
+
+EVERYWHERE: tuple[Place, ...] = (
+    *(("digits", ""), ("coil-20", ""), ("coil-20", "views"), ("mnist", ""), ("fashion-mnist", "")),
+    *(("smallnorb", ""), ("svhn", ""), ("cifar-10", "")),
+)
+"""All data sets."""
+CONTROLLED: tuple[Place, ...] = (("digits", ""), ("coil-20", "views"), ("fashion-mnist", ""))
+"""The data sets of the controls."""
+
+
+def data_key(source: str, split: str | None = None, place: str = "") -> DataKey:
+    """The key of a data set by its name, or of own images by their path or name."""
+    if source in DATASETS and not place:
+        return DataKey(source, split or "")
+    path = Path(source)
+    name = path.name.removesuffix(path.suffix if path.suffix in (".npz", ".parquet") else "")
+    return DataKey(name, split or "", place)
+
+
+def as_mapping(experiments: Mapping[str, Any]) -> dict[str, Experiment]:
+    """The cards of registered experiments, by name."""
+    return {name: entry.value() for name, entry in experiments.items()}

@@ -1,0 +1,350 @@
+"""Running a plan: each run in a process of its own, resumed where it stopped, several at once."""
+
+import datetime
+import json
+import math
+import multiprocessing
+import os
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from dualcaps.bench import matrix_rate
+from dualcaps.config import ModelConfig
+from dualcaps.data.dataset import ImageDataset
+from dualcaps.data.load import load_data
+from dualcaps.errors import ConfigError, DualcapsError, RunError, describe_os_error
+from dualcaps.explain.reconstructions import reconstruction_strips
+from dualcaps.inference import choose_device, choose_precision
+from dualcaps.models import Network, build_model
+from dualcaps.registry import DATASETS, load_plugin, loaded_plugins
+from dualcaps.runs import run as runs
+from dualcaps.runs.files import write_bytes
+from dualcaps.runs.run import Run
+from dualcaps.study.plan import Failure, PlannedRun
+from dualcaps.study.records import Record, record_of
+from dualcaps.training.fit import fit
+
+_STRIP_EPOCHS = 7  # as many as Figs. 8 and 9 show
+
+
+def perform(
+    run: PlannedRun,
+    out: Path,
+    *,
+    data_dir: str | Path | None = None,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+) -> None:
+    """Train one run to its end, or resume it, and draw its reconstructions.
+
+    Args:
+        run: what to train.
+        out: the folder of all runs.
+        data_dir: where the data set is looked for first.
+        on_epoch: called with each epoch's metrics.
+
+    Raises:
+        DualcapsError: as `load_data`, `create_model` and `fit`, or what was finished before is damaged.
+        OSError: as `fit`.
+    """
+    folder = out / run.folder
+    source: str | Path = run.data if run.data in DATASETS else Path(run.data)
+    data = load_data(source, data_dir=data_dir, split=run.split or None, split_seed=run.training.seed)
+    torch.manual_seed(run.training.seed)
+    model = build_model(run.network)
+
+    def each_epoch(line: dict[str, Any]) -> None:
+        if line["epoch"] <= _STRIP_EPOCHS:
+            _draw(folder, model, data, f"epoch-{line['epoch']}")
+        if on_epoch:
+            on_epoch(line)
+
+    fit(
+        model,
+        data,
+        run.training,
+        out=folder,
+        resume=True,
+        quiet=True,
+        each_epoch=each_epoch,
+        keep_checkpoint=False,
+    )
+    _draw(folder, model, data, "selected")
+    record_of(Run.open(folder))  # as the report will read it
+
+
+def _draw(folder: Path, model: Network, data: ImageDataset, name: str) -> None:
+    """Write a strip of reconstructions, and once the images that they are of."""
+    if model.decoder is None:
+        return
+    (folder / runs.STRIPS).mkdir(exist_ok=True)
+    for file, content in zip(("input", name), reconstruction_strips(model, data.test), strict=True):
+        write_bytes(folder / runs.STRIPS / f"{file}.png", content)
+
+
+class Progress(NamedTuple):
+    """How far a grid of runs is.
+
+    run: the run concerned.
+    seconds_left: an estimate for all that is left of all runs.
+    line: the metrics of the run's last epoch; None when it starts, ends or fails.
+    ended: whether it ended just now.
+    failed: why, if it failed.
+    """
+
+    run: PlannedRun
+    seconds_left: float
+    line: dict[str, Any] | None = None
+    ended: bool = False
+    failed: str | None = None
+
+
+def _open(run: PlannedRun, out: Path) -> Run | None:
+    """A planned run's folder, if it is there and can be read."""
+    try:
+        return Run.open(out / run.folder)
+    except RunError:
+        return None
+
+
+def finished_record(run: PlannedRun, out: Path) -> Record | None:
+    """The record of a planned run that is finished and can be read, its pictures too; None otherwise."""
+    opened = _open(run, out)
+    if opened is None or not opened.finished:
+        return None
+    try:
+        record = record_of(opened)
+    except RunError:
+        return None
+    drawn = not run.network.decoder or (opened.path / runs.STRIPS / "selected.png").is_file()
+    return record if drawn else None
+
+
+def finished_records(planned: Sequence[PlannedRun], out: Path) -> dict[PlannedRun, Record]:
+    """The records of those planned runs that are finished, each folder read once."""
+    found = ((run, finished_record(run, out)) for run in planned)
+    return {run: record for run, record in found if record is not None}
+
+
+class Clock:
+    """Estimates what runs take, from what others took on this machine.
+
+    Args:
+        planned: the runs.
+        done: the records of those that are finished.
+        jobs: how many are trained at once.
+    """
+
+    def __init__(self, planned: Sequence[PlannedRun], done: Mapping[PlannedRun, Record], jobs: int = 1) -> None:
+        self._jobs = jobs
+        self._like: dict[tuple[str, ModelConfig], float] = {}
+        for run, record in done.items():
+            self.learn(run, record.training_seconds / record.epochs)
+        if planned and not self._like:
+            # A first guess: small layers reach a fifth of what a large product does.
+            place = choose_device(planned[0].training.device)
+            number_type = getattr(torch, choose_precision(planned[0].training.precision, place))
+            self._guess = 1 / (0.2 * matrix_rate(place, number_type, 1024))
+
+    def learn(self, run: PlannedRun, epoch_seconds: float) -> None:
+        """Take into account what an epoch of a run took."""
+        self._like[run.data, run.network] = epoch_seconds * run.training.epochs / run.operations
+
+    def seconds(self, run: PlannedRun, epochs_done: int = 0) -> float:
+        """What is left of a run, alone."""
+        usual = statistics.median(self._like.values()) if self._like else self._guess
+        rate = self._like.get((run.data, run.network), usual)
+        return _START_SECONDS + run.operations * rate * (1 - epochs_done / run.training.epochs)
+
+    def left(self, epochs_done: Mapping[PlannedRun, int]) -> float:
+        """What is left of runs of which some epochs are done, as many at once as there are jobs."""
+        seconds = [self.seconds(run, done) for run, done in epochs_done.items()]
+        return max(sum(seconds) / self._jobs, max(seconds, default=0.0))
+
+
+_START_SECONDS = 3.0
+_LONGEST_WAIT = 3600.0  # seconds
+
+
+def reproduce(
+    planned: Sequence[PlannedRun],
+    out: Path,
+    *,
+    jobs: int = 1,
+    budget: float | None = None,
+    data_dir: str | Path | None = None,
+    on_progress: Callable[[Progress], None],
+) -> list[Failure]:
+    """Train all runs that are not finished yet, and go on with those that were stopped.
+
+    Each run has a process of its own and a folder of its own below `out`. Whenever this is killed,
+    the next call goes on after the last epoch of each run.
+
+    Args:
+        planned: the runs, in the order to take them.
+        out: the folder of all runs; only one process at a time may work in it.
+        jobs: how many runs at once; on the CPU they share the cores.
+        budget: minutes after which to stop. A run that is unlikely to end by then gives way to a shorter
+            one; what is under way is stopped, to be gone on with first the next time.
+        data_dir: where data sets are looked for first.
+        on_progress: called whenever a run starts, ends an epoch or ends.
+
+    Returns:
+        The runs that failed, which `out/failures.jsonl` keeps too.
+
+    Raises:
+        ConfigError: as `check_limits`.
+        RunError: another process works in `out`.
+    """
+    check_limits(out, jobs, budget)
+    out.mkdir(parents=True, exist_ok=True)
+    end = math.inf if budget is None else time.monotonic() + 60 * budget
+    failures: list[Failure] = []
+    with runs.locked(out):
+        done = finished_records(planned, out)
+        waiting = {run: _epochs_done(run, out) for run in planned if run not in done}
+        clock = Clock(planned, done, jobs)
+        busy: dict[Connection, _Job] = {}
+
+        def report(run: PlannedRun, **what: Any) -> None:
+            left = clock.left(waiting | {job.run: job.epochs for job in busy.values()})
+            on_progress(Progress(run, seconds_left=left, **what))
+
+        try:
+            while True:
+                while len(busy) < jobs and (run := _next(waiting, clock, end - time.monotonic(), not busy)):
+                    connection, job = _start(run, waiting.pop(run), out, data_dir, jobs)
+                    busy[connection] = job
+                    report(run)
+                if not busy or time.monotonic() >= end:
+                    return failures
+                for connection in wait(list(busy), timeout=min(max(end - time.monotonic(), 0), _LONGEST_WAIT)):
+                    assert isinstance(connection, Connection)
+                    job = busy[connection]
+                    try:
+                        message = connection.recv()
+                    except EOFError:
+                        job.process.join()
+                        message = f"its process ended with code {job.process.exitcode}"
+                    if isinstance(message, dict):
+                        if (seconds := job.epoch_ended(message["epoch"])) is not None:
+                            clock.learn(job.run, seconds)
+                        report(job.run, line=message)
+                        continue
+                    del busy[connection]
+                    connection.close()
+                    job.process.join()
+                    if message is not None:
+                        failures.append(Failure(job.run.name, message))
+                        note_failures(out, failures[-1:])
+                    report(job.run, ended=True, failed=message)
+        finally:
+            for job in busy.values():
+                job.process.kill()  # its last epoch is kept
+            for job in busy.values():
+                job.process.join()
+
+
+def check_limits(out: Path, jobs: int, budget: float | None) -> None:
+    """Raise ConfigError for what `reproduce` cannot work with."""
+    if jobs < 1:
+        raise ConfigError(f"jobs must be at least 1, got {jobs}")
+    if budget is not None and not 0 < budget < math.inf:
+        raise ConfigError(f"budget must be a number of minutes above 0, got {budget}")
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out}: is a file: choose a folder")
+
+
+@dataclass
+class _Job:
+    """A run under way: its process, the epochs that are done, and when the last one was."""
+
+    run: PlannedRun
+    process: BaseProcess
+    epochs: int
+    last: float | None = None
+
+    def epoch_ended(self, epochs: int) -> float | None:
+        """The seconds since the epoch before, None for the process's first, which has its start in it."""
+        before, self.last = self.last, time.monotonic()
+        self.epochs = epochs
+        return None if before is None else self.last - before
+
+
+def _epochs_done(run: PlannedRun, out: Path) -> int:
+    """How many epochs of a run are kept."""
+    opened = _open(run, out)
+    return len(opened.history) if opened else 0
+
+
+def _next(waiting: Mapping[PlannedRun, int], clock: Clock, seconds: float, idle: bool) -> PlannedRun | None:
+    """The run to start: one that was stopped before any other, and the first that can end in time.
+
+    If none can, and nothing else is under way, the first of all: what it comes to is kept.
+    """
+    in_order = sorted(waiting, key=lambda run: waiting[run] == 0)
+    fitting = (run for run in in_order if clock.seconds(run, waiting[run]) <= seconds)
+    return next(fitting, in_order[0] if in_order and idle and seconds > 0 else None)
+
+
+def _start(run: PlannedRun, epochs: int, out: Path, data_dir: str | Path | None, jobs: int) -> tuple[Connection, _Job]:
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    threads = max(1, torch.get_num_threads() // jobs)
+    process = context.Process(target=_work, args=(theirs, run, out, data_dir, threads, loaded_plugins()))
+    process.start()
+    theirs.close()
+    return ours, _Job(run, process, epochs)
+
+
+def _work(
+    connection: Connection,
+    run: PlannedRun,
+    out: Path,
+    data_dir: str | Path | None,
+    threads: int,
+    plugins: Sequence[str],
+) -> None:
+    """In a process of its own: train one run, send each epoch's metrics, then None or why it failed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+    torch.set_num_threads(threads)
+    try:
+        for plugin in plugins:
+            load_plugin(plugin)
+        perform(run, out, data_dir=data_dir, on_epoch=connection.send)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except DualcapsError as error:
+        connection.send(str(error))
+    except OSError as error:
+        connection.send(describe_os_error(error))
+    except Exception as error:
+        connection.send(f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}")
+    else:
+        connection.send(None)
+
+
+def note_failures(out: Path, failures: Iterable[Failure]) -> None:
+    """Append failures to `out/failures.jsonl`."""
+    when = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / runs.FAILURES).open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps({"when": when, **failure._asdict()}) + "\n" for failure in failures)
+        file.flush()
+        os.fsync(file.fileno())

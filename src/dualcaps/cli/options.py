@@ -1,0 +1,168 @@
+"""Options of the command line, derived from the configurations: a new field of one is an option by itself."""
+
+import dataclasses
+import inspect
+import json
+import re
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+
+import tyro
+
+from dualcaps.config import DataConfig, ModelConfig, TrainConfig
+from dualcaps.errors import ConfigError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+PluginFiles = Annotated[
+    tyro.conf.UseAppendAction[tuple[Path, ...]],
+    tyro.conf.arg(
+        metavar="FILE",
+        help="A Python file that registers networks, trunks, routing methods, data sets or experiments.",
+        help_behavior_hint="(repeatable)",
+    ),
+]
+Device = Annotated[
+    str,
+    tyro.conf.arg(metavar="NAME", help="auto (the GPU if there is one), cpu, cuda, cuda:1, mps, …"),
+]
+DataDir = Annotated[
+    Path | None,
+    tyro.conf.arg(
+        metavar="FOLDER",
+        help="Folder to look into first for the files of a named data set.",
+        help_behavior_hint="",
+    ),
+]
+RunFolder = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN", help="A run folder.")]
+
+_METAVARS = {
+    "data_dir": "FOLDER",
+    "image_size": "H W",
+    "value_range": "BLACK WHITE",
+    "trunk": "NAME",
+    "trunk_weights": "FILE",
+    "routing": "NAME",
+    "class_weight": "balanced|W…",
+    "augment": "NAMES",
+    "init_from": "RUN",
+    "device": "NAME",
+}
+
+
+def attribute_docs(cls: type) -> dict[str, str]:
+    """What the section "Attributes" of a class's docstring says of each attribute, in one line.
+
+    Example:
+        >>> attribute_docs(DataConfig)["channels"]
+        "1 for grey, 3 for colour; by default the data set's, or colour where any image has it."
+    """
+    _, _, section = inspect.cleandoc(cls.__doc__ or "").partition("\nAttributes:\n")
+    section = re.split(r"\n\S", section)[0]
+    entries = re.findall(r"^    (\w+): (.*(?:\n        .*)*)", section, flags=re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in entries}
+
+
+def _options_of(
+    name: str,
+    config: "type[DataclassInstance]",
+    *,
+    leave_out: Sequence[str] = (),
+    replaced: Mapping[str, tuple[Any, Any]] | None = None,
+    always_optional: str | None = None,
+) -> type:
+    """A dataclass with an option for each field of a configuration.
+
+    Args:
+        name: the dataclass's name.
+        config: the configuration; options have its fields' types, defaults and documentation.
+        leave_out: fields without an option.
+        replaced: type and default of single fields.
+        always_optional: the help's words for the default, if every option but a flag is None by default.
+    """
+    docs, hints, replaced = attribute_docs(config), typing.get_type_hints(config), replaced or {}
+    options: list[Any] = []
+    for field in dataclasses.fields(config):
+        if field.name in leave_out:
+            continue
+        kind, default = replaced.get(field.name, (hints[field.name], field.default))
+        hint: dict[str, Any] = {}
+        if kind is bool:
+            hint = {"help_behavior_hint": ""}
+        elif always_optional is not None and field.name not in replaced:
+            kind, default, hint = kind | None, None, {"help_behavior_hint": f"(default: {always_optional})"}
+        elif default is None:
+            hint = {"help_behavior_hint": ""}
+        argument = tyro.conf.arg(help=docs[field.name], metavar=_METAVARS.get(field.name), **hint)
+        if field.name in replaced:
+            options.append((field.name, kind, dataclasses.field(default=default)))
+        else:
+            options.append((field.name, Annotated[kind, argument], dataclasses.field(default=default)))
+    return dataclasses.make_dataclass(name, options, frozen=True, namespace={"__doc__": config.__doc__})
+
+
+def _source(metavar: str) -> Any:
+    return Annotated[
+        tyro.conf.Positional[str], tyro.conf.arg(metavar=metavar, help=attribute_docs(DataConfig)["source"])
+    ]
+
+
+if TYPE_CHECKING:
+    DataOptions: TypeAlias = Any
+    NamedDataOptions: TypeAlias = Any
+    NetworkOptions: TypeAlias = Any
+    TrainingOptions: TypeAlias = Any
+else:
+    DataOptions = _options_of("DataOptions", DataConfig, replaced={"source": (_source("[DATA]"), "digits")})
+    NamedDataOptions = _options_of(
+        "NamedDataOptions", DataConfig, replaced={"source": (_source("DATA"), dataclasses.MISSING)}
+    )
+    NetworkOptions = _options_of(
+        "NetworkOptions",
+        ModelConfig,
+        leave_out=("name", "image_shape", "num_classes", "options"),
+        always_optional="the network's own",
+    )
+    TrainingOptions = _options_of("TrainingOptions", TrainConfig)
+
+
+def network_switches(options: NetworkOptions) -> dict[str, Any]:
+    """The switches of `create_model` that were given; the others are left to the network.
+
+    Example:
+        >>> network_switches(NetworkOptions(routing="uniform", decoder=False))
+        {'decoder': False, 'routing': 'uniform'}
+    """
+    return {
+        field.name: value
+        for field in dataclasses.fields(options)
+        if (value := getattr(options, field.name)) != field.default
+    }
+
+
+def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
+    """Options of a network, trunk or routing method from `name=value`; values are JSON, otherwise text.
+
+    Raises:
+        ConfigError: a text without an equals sign, or a name given twice.
+
+    Example:
+        >>> parse_options(["heads=4", "mode=soft", "sizes=[1, 2]", "bias=false"])
+        {'heads': 4, 'mode': 'soft', 'sizes': [1, 2], 'bias': False}
+    """
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        name = name.strip().replace("-", "_")
+        if not equals or not name.isidentifier():
+            raise ConfigError(f"--options {pair}: write NAME=VALUE, such as heads=4")
+        if name in options:
+            raise ConfigError(f"--options {name}: is given twice")
+        try:
+            options[name] = json.loads(text)
+        except ValueError:
+            options[name] = text
+    return options

@@ -159,36 +159,45 @@ def parser_message(box: str, arguments: Sequence[str]) -> str:
     rule = next((number for number, line in enumerate(lines) if line.startswith("──")), len(lines))
     text = " ".join(" ".join(lines[:rule]).partition(" Got errors:")[0].split())
     options = [match[1] for line in lines[rule:] if (match := re.match(r"(--\S+)", line))]
-    text, hint = _reworded(text, [line for line in lines[rule:] if line.startswith("--")]), "--help shows the options"
-    if unknown := re.match(r"Unrecognized options: ([^,]+)", text):
-        word = unknown[1].strip()
-        text = f"unknown option {word}" if word.startswith("-") else f"unexpected argument {word}"
-        near = options if word.startswith("-") else _near_commands(word, arguments)
-        if not word.startswith("-") and word == next(iter(arguments), None):
-            text, hint = f"unknown command {word}", f"choose from {', '.join(_COMMANDS)}"
-        if near:
-            hint = f"did you mean {near[0]}?"
-        return f"{text}: {hint}"
-    return f"{text} ({hint})"
+    text = _reworded(text, [line for line in lines[rule:] if line.startswith("--")])
+    unknown = re.match(r"Unrecognized options: ([^,]+)", text)
+    if unknown is None:
+        return f"{text} (--help shows the options)"
+    word = unknown[1].strip()
+    if word.startswith("-"):
+        return f"unknown option {word}: {f'did you mean {options[0]}?' if options else '--help shows the options'}"
+    path = ["data"] if arguments[:1] == ["data"] else []
+    if [*path, word] != arguments[: len(path) + 1]:
+        return f"unexpected argument {word}: --help shows the arguments"
+    known = _DATA_ACTIONS if path else _COMMANDS
+    near = difflib.get_close_matches(word, known, n=1)
+    hint = f"did you mean {' '.join([*path, near[0]])}?" if near else f"choose from {', '.join(known)}"
+    return f"unknown command {' '.join([*path, word])}: {hint}"
+
+
+_TAKES = {"INT": "a whole number", "FLOAT": "a number"}
 
 
 def _reworded(text: str, usage: Sequence[str]) -> str:
-    """The parser's message without Python's own words."""
+    """The parser's message in words of its user; `usage` is the option and its values, if they are shown."""
     if failed := re.match(r"Error parsing (\S+): no type matching .* could be instantiated from \[(.*)\]", text):
         takes = usage[0].partition(" ")[2] if usage else "another value"
-        return f"{failed[1]} takes {takes}, got {failed[2].replace(chr(39), '').replace(',', '') or 'nothing'}"
-    if failed := re.match(r"Error parsing (\S+): .*: ('.*')$", text):
-        kind = "a whole number" if "int()" in text else "a number" if "float" in text else "another value"
-        return f"{failed[1]} takes {kind}, got {failed[2]}"
+        given = re.sub(r"'([^']*)',?", r"\1", failed[2])
+        return f"{failed[1]} takes {_TAKES.get(takes, takes)}, got {given or 'nothing'}"
+    if failed := re.match(r"Error parsing (\S+): invalid literal for int\(\) with base 10: (.*)", text):
+        return f"{failed[1]} takes a whole number, got {failed[2]}"
+    if failed := re.match(r"Error parsing (\S+): could not convert string to float: (.*)", text):
+        return f"{failed[1]} takes a number, got {failed[2]}"
     if failed := re.match(r"invalid choice (.*) for argument '(\S+)'\. Expected one of \((.*)\)", text):
         choices = sorted(choice for choice in re.findall(r"'([^']*)'", failed[3]) if choice != "None")
         return f"{failed[2]} takes one of {', '.join(choices)}, got {failed[1]}"
+    if failed := re.match(r"Missing value for argument '(\S+)'", text):
+        return f"{failed[1]} needs a value"
+    if failed := re.match(r"Missing from dualcaps [\w ]+: (\S+)", text):
+        return f"{failed[1]} is missing"
+    if failed := re.match(r"Expected one of \{(.*)\}", text):
+        return f"name a command: {failed[1]}"
     return text
-
-
-def _near_commands(word: str, arguments: Sequence[str]) -> list[str]:
-    known = _DATA_ACTIONS if arguments[:1] == ["data"] else _COMMANDS
-    return difflib.get_close_matches(word, known, n=1)
 
 
 def _fail(message: str) -> NoReturn:

@@ -70,6 +70,7 @@ def _options_of(
     name: str,
     config: "type[DataclassInstance]",
     *,
+    description: str,
     leave_out: Sequence[str] = (),
     replaced: Mapping[str, tuple[Any, Any]] | None = None,
     always_optional: str | None = None,
@@ -79,6 +80,7 @@ def _options_of(
     Args:
         name: the dataclass's name.
         config: the configuration; options have its fields' types, defaults and documentation.
+        description: heads the options in the help.
         leave_out: fields without an option.
         replaced: type and default of single fields.
         always_optional: the help's words for the default, if every option but a flag is None by default.
@@ -89,19 +91,21 @@ def _options_of(
         if field.name in leave_out:
             continue
         kind, default = replaced.get(field.name, (hints[field.name], field.default))
-        hint: dict[str, Any] = {}
+        doc, hint = docs[field.name], {}
         if kind is bool:
             hint = {"help_behavior_hint": ""}
+            if default is True:  # its flag is --no-…
+                doc = f"Do not {doc[0].lower()}{doc[1:]}"
         elif always_optional is not None and field.name not in replaced:
             kind, default, hint = kind | None, None, {"help_behavior_hint": f"(default: {always_optional})"}
         elif default is None:
             hint = {"help_behavior_hint": ""}
-        argument = tyro.conf.arg(help=docs[field.name], metavar=_METAVARS.get(field.name), **hint)
+        argument = tyro.conf.arg(help=doc, metavar=_METAVARS.get(field.name), **hint)
         if field.name in replaced:
             options.append((field.name, kind, dataclasses.field(default=default)))
         else:
             options.append((field.name, Annotated[kind, argument], dataclasses.field(default=default)))
-    return dataclasses.make_dataclass(name, options, frozen=True, namespace={"__doc__": config.__doc__})
+    return dataclasses.make_dataclass(name, options, frozen=True, namespace={"__doc__": description})
 
 
 def _source(metavar: str) -> Any:
@@ -116,17 +120,24 @@ if TYPE_CHECKING:
     NetworkOptions: TypeAlias = Any
     TrainingOptions: TypeAlias = Any
 else:
-    DataOptions = _options_of("DataOptions", DataConfig, replaced={"source": (_source("[DATA]"), "digits")})
+    _WHAT_IMAGES = "What images are loaded and how they are split."
+    DataOptions = _options_of(
+        "DataOptions", DataConfig, description=_WHAT_IMAGES, replaced={"source": (_source("[DATA]"), "digits")}
+    )
     NamedDataOptions = _options_of(
-        "NamedDataOptions", DataConfig, replaced={"source": (_source("DATA"), dataclasses.MISSING)}
+        "NamedDataOptions",
+        DataConfig,
+        description=_WHAT_IMAGES,
+        replaced={"source": (_source("DATA"), dataclasses.MISSING)},
     )
     NetworkOptions = _options_of(
         "NetworkOptions",
         ModelConfig,
+        description="Where the network differs from the defaults of its name.",
         leave_out=("name", "image_shape", "num_classes", "options"),
         always_optional="the network's own",
     )
-    TrainingOptions = _options_of("TrainingOptions", TrainConfig)
+    TrainingOptions = _options_of("TrainingOptions", TrainConfig, description="How to train.")
 
 
 def network_switches(options: NetworkOptions) -> dict[str, Any]:

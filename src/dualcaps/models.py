@@ -441,7 +441,8 @@ def create_model(
         torch.Size([2, 5, 16])
     """
     config = configure(name, image_shape, num_classes, **switches)
-    _check_memory(config)
+    if lookup(MODELS, "model", name).origin == "dualcaps":  # others may not be built twice
+        check_memory(build_on_meta(config))
     return build_model(config)
 
 
@@ -536,21 +537,28 @@ def _keywords(builder: Any) -> tuple[str, ...]:
     return tuple(inspect.signature(builder).parameters)[1:]
 
 
-def _check_memory(config: ModelConfig) -> None:
-    """Refuse a network whose weights, gradients and two moments cannot all be held."""
+def check_memory(model: Network) -> None:
+    """Raise ModelError for a network whose weights, gradients and two moments do not fit into memory.
+
+    Args:
+        model: built on the meta device.
+    """
     try:
         import psutil
 
         memory = psutil.virtual_memory().total
     except (ImportError, AttributeError, OSError):  # a platform that psutil does not know
         return
-    if lookup(MODELS, "model", config.name).origin != "dualcaps":
-        return  # built once only, as building it may take long
-    with torch.device("meta"):
-        parameters = count_parameters(build_model(dataclasses.replace(config, trunk_weights=None)))
+    config, parameters = model.config, count_parameters(model)
     if 16 * parameters > memory:
         raise ModelError(
             f"{config.name} for images of {describe_shape(config.image_shape)} in {config.num_classes} classes has "
             f"{parameters:,} parameters and needs {16 * parameters / 1e9:.0f} GB to train, this machine has "
             f"{memory / 1e9:.0f} GB: choose --caps-attention shared or a smaller --image-size"
         )
+
+
+def build_on_meta(config: ModelConfig) -> Network:
+    """Build a network without memory for its weights, to count or check; raises ModelError as `create_model` does."""
+    with torch.device("meta"):
+        return build_model(dataclasses.replace(config, trunk_weights=None))

@@ -109,7 +109,7 @@ def mix_up(
 
 
 def _shift_and_flip(images: Tensor, how: Augmentation, generator: torch.Generator) -> Tensor:
-    batch, channels, height, width = images.shape
+    batch, _, height, width = images.shape
 
     def positions(size: int) -> Tensor:
         most = int(how.shift * size)

@@ -20,6 +20,7 @@ from dualcaps.routing.dynamic import route_children as route_children
 from dualcaps.routing.dynamic.eager import squash as squash
 from dualcaps.routing.types import Routing as Routing
 from dualcaps.routing.types import RoutingIteration as RoutingIteration
+from dualcaps.routing.types import without_autocast
 
 
 def route(
@@ -141,8 +142,7 @@ class _Method:
         asked = {name: value for name, value in (("couplings", couplings), ("trace", trace)) if name in self.returns}
         if self.name != "dynamic":  # which has kernels for half precision
             votes = votes.to(torch.promote_types(votes.dtype, torch.float32))
-        # Autocast would round the sums over the children to bfloat16.
-        with torch.autocast(votes.device.type, enabled=False):
+        with without_autocast(votes):
             found = call(votes, iterations, **options, **asked)
         if not isinstance(found, Routing):
             raise ModelError(f"routing {self.name} must return dualcaps.Routing, got {type(found).__name__}")

@@ -1,7 +1,9 @@
-"""What routing returns."""
+"""What routing returns, and in what precision it computes."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -34,3 +36,10 @@ class Routing(NamedTuple):
     couplings: Float[Tensor, "batch parents children"] | None = None
     activations: Float[Tensor, "batch parents"] | None = None
     iterations: tuple[RoutingIteration, ...] = ()
+
+
+def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
+    """Computation in the tensor's own type: autocast would round the sums over the children to bfloat16."""
+    if tensor.device.type == "meta":  # which has no autocast
+        return nullcontext()
+    return torch.autocast(tensor.device.type, enabled=False)

@@ -1,0 +1,1 @@
+"""Run folders, and the one way in which files are written."""

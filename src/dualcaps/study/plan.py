@@ -1,6 +1,7 @@
 """Planning: experiments multiplied by seeds and protocols, the most informative runs first; no pixels are read."""
 
 import dataclasses
+import functools
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
@@ -8,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from dualcaps.bench import count_operations
+from dualcaps.bench import estimate_operations
 from dualcaps.config import ModelConfig, Protocol, Split, TrainConfig
 from dualcaps.data.load import SourceInfo, complete_config, inspect_source, unknown_source
 from dualcaps.errors import ConfigError, DataError, ModelError, unknown_name
-from dualcaps.models import describe
+from dualcaps.models import build_on_meta, check_memory, describe
 from dualcaps.registry import DATASETS, load_entry_points
 from dualcaps.study.experiments import Experiment, Matched, Variant, experiments
 from dualcaps.study.experiments.card import DataKey, Place, data_key
@@ -140,10 +141,10 @@ def plan_runs(
         for number, (network, tier) in enumerate(networks.items()):
             try:
                 config = network.configure(data.image_shape, len(data.classes))
+                operations = training.epochs * images * _operations_per_image(config)
             except ModelError as error:
                 missing.append(Failure(f"{network} on {data_key(source, split)}", str(error)))
                 continue
-            operations = training.epochs * images * count_operations(config)
             for seed in range(seeds):
                 for protocol in protocols:
                     how = dataclasses.replace(training, seed=seed, protocol=protocol)
@@ -152,6 +153,14 @@ def plan_runs(
                     place = (seed, tier, images, source, split, protocols.index(protocol), number)
                     planned[run] = min(place, planned.get(run, place))
     return sorted(planned, key=planned.__getitem__), missing
+
+
+@functools.cache
+def _operations_per_image(config: ModelConfig) -> float:
+    """What training on an image costs; raises ModelError where the network cannot be built or trained."""
+    model = build_on_meta(config)
+    check_memory(model)
+    return estimate_operations(model)
 
 
 def _inspect(source: str, split: str, data_dir: str | Path | None, download: bool) -> SourceInfo:

@@ -251,7 +251,7 @@ class ProgressDisplay(Callback):
         self.bar.start()
         self._describe(state)
 
-    def on_batch_end(self, state: TrainingState, images: int) -> None:
+    def on_batch_end(self, state: TrainingState, images: int) -> None:  # noqa: ARG002
         """Advance the bar."""
         self.bar.advance(self.task, images)
 

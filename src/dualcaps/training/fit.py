@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from dualcaps.config import DataConfig, ModelConfig, Precision, TrainConfig, to_json
+from dualcaps.config import DataConfig, ModelConfig, TrainConfig, to_json
 from dualcaps.data.augment import parse_augmentation
 from dualcaps.data.batches import training_batches
 from dualcaps.data.dataset import ImageDataset

@@ -50,8 +50,8 @@ def read_encoded(
         unread |= {inspected.deep[number]: reason for number, reason in damaged.items()}
         if value_range is not None:
             notes = (
-                f"{len(inspected.deep):,} images are not of 8 bits: values {value_range[0]:g} to {value_range[1]:g} taken "
-                "as black to white (--value-range)",
+                f"{len(inspected.deep):,} images are not of 8 bits: values {value_range[0]:g} to {value_range[1]:g} "
+                "taken as black to white (--value-range)",
             )
     sizes = inspected.sizes or {(_RESIZED_SIDE, _RESIZED_SIDE)}
     height, width = config.image_size or natural_size(sizes)
@@ -75,8 +75,8 @@ def _damaged(unread: Mapping[int, str], count: int, name: str) -> str:
     if len(unread) == 1:
         return f"{next(iter(unread.values()))}, or leave it out with --skip-damaged"
     return (
-        f"{name}: {len(unread):,} of {count:,} images cannot be read: {_named(unread)}: replace or remove them, or leave "
-        "them out with --skip-damaged"
+        f"{name}: {len(unread):,} of {count:,} images cannot be read: {_named(unread)}: replace or remove them, or "
+        "leave them out with --skip-damaged"
     )
 
 
@@ -91,7 +91,7 @@ def _named(unread: Mapping[int, str]) -> str:
 
 
 def natural_size(sizes: set[tuple[int, int]]) -> tuple[int, int]:
-    """The size (height, width) that own images are brought to: their own if all have one of at most 64 pixels a side."""
+    """Height and width that own images are brought to: their own if all have one of at most 64 pixels a side."""
     if len(sizes) == 1 and max(size := next(iter(sizes))) <= _LARGEST_KEPT_SIDE:
         return size
     return _RESIZED_SIDE, _RESIZED_SIDE

@@ -110,7 +110,8 @@ def list_classes(folder: Path, passed_over: Counter[str] | None = None) -> dict[
         passed_over.update(listing.passed_over)
         if not listing.files:
             raise DataError(
-                f"{display_path(child)}: no images in this class folder{_reasons(listing.passed_over)}: add some or remove it"
+                f"{display_path(child)}: no images in this class folder{_reasons(listing.passed_over)}: "
+                "add some or remove it"
             )
         name = class_name(child.name)
         if name in classes:
@@ -176,18 +177,18 @@ def part_folders(folder: Path) -> dict[str, Path]:
             others.append(child)
             continue
         if part in parts:
-            raise DataError(
-                f"{display_path(folder)}: {display_path(parts[part].name)} and {display_path(child.name)} are both the {part} part: keep one"
-            )
+            both = f"{display_path(parts[part].name)} and {display_path(child.name)}"
+            raise DataError(f"{display_path(folder)}: {both} are both the {part} part: keep one")
         parts[part] = child
     if not parts:
         _refuse_pieces(folder, others)
         return {"train": folder}
     for child in others:
         if list_images(child).files:
+            known = " and ".join(display_path(path.name) for path in parts.values())
             raise DataError(
-                f"{display_path(folder)}: {display_path(child.name)} holds images but is not the training, validation or test part, as "
-                f"{' and '.join(display_path(path.name) for path in parts.values())} are: rename it or move it away"
+                f"{display_path(folder)}: {display_path(child.name)} holds images but is not the training, validation "
+                f"or test part, as {known} are: rename it or move it away"
             )
     return parts
 
@@ -208,9 +209,10 @@ def _refuse_pieces(folder: Path, children: Sequence[Path]) -> None:
     if len(pieces) > 1 and len(pieces) == len(children):
         inside = [{path.name for path in _visible_folders(child)} for child in pieces]
         if len(inside[0]) > 1 and all(names == inside[0] for names in inside):
+            both = f"{display_path(pieces[0].name)} and {display_path(pieces[1].name)}"
             raise DataError(
-                f"{display_path(folder)}: {display_path(pieces[0].name)} and {display_path(pieces[1].name)} hold the same sub-folders: name the "
-                "parts train, val and test, or point to one of them"
+                f"{display_path(folder)}: {both} hold the same sub-folders: name the parts train, val and test, or point "
+                "to one of them"
             )
 
 

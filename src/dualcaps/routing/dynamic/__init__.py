@@ -13,7 +13,7 @@ from dualcaps.registry import register_routing
 from dualcaps.routing.dynamic.eager import route_eager
 from dualcaps.routing.dynamic.implicit import route_implicit
 from dualcaps.routing.dynamic.reference import route_reference
-from dualcaps.routing.types import Routing, RoutingIteration
+from dualcaps.routing.types import Routing, RoutingIteration, without_autocast
 
 Implementation = Literal["auto", "eager", "triton", "reference"]
 
@@ -97,7 +97,7 @@ def route_children(
         ValueError: an argument outside its range.
     """
     check_arguments(iterations, squash_constant, update)
-    with torch.autocast(children.device.type, enabled=False):
+    with without_autocast(children):
         parents, found = route_implicit(children, transform, iterations, squash_constant, update)
         return Routing(parents, found if couplings else None)
 

@@ -1,14 +1,16 @@
 """What an experiment is: networks as variants of registered ones, and the data sets they are trained on."""
 
+import functools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import torch
+import numpy as np
 
 from dualcaps.config import ModelConfig, Split
-from dualcaps.models import configure, count_parameters, create_model, default_switches, describe_switches
+from dualcaps.models import build_on_meta, configure, count_parameters, default_switches, describe_switches
 from dualcaps.registry import DATASETS
 
 
@@ -64,9 +66,7 @@ class Variant:
         return not self.switches
 
     def configure(self, image_shape: tuple[int, int, int], classes: int) -> ModelConfig:
-        """The network's configuration for some images; raises ModelError where it cannot be built."""
-        with torch.device("meta"):
-            create_model(self.model, image_shape, classes, **dict(self.switches))
+        """The network's configuration for some images."""
         return configure(self.model, image_shape, classes, **dict(self.switches))
 
 
@@ -96,21 +96,20 @@ def variant(model: str, **switches: Any) -> Variant:
     return Variant(model, tuple(switches.items()))
 
 
+@functools.cache
 def width_to_match(model: str, other: str, image_shape: tuple[int, int, int], classes: int) -> int:
     """The width with which `model` comes nearest to the number of parameters of `other`."""
 
     def count(name: str, **switches: Any) -> int:
-        with torch.device("meta"):
-            return count_parameters(create_model(name, image_shape, classes, **switches))
+        return count_parameters(build_on_meta(configure(name, image_shape, classes, **switches)))
 
     wanted = count(other)
-    low, high = 1, 2
-    while count(model, width=high) < wanted:
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if count(model, width=middle) < wanted else (low, middle)
-    return min(low, high, key=lambda width: abs(count(model, width=width) - wanted))
+    # The number of parameters is a polynomial of the second degree in the width.
+    widths = np.array([16, 64, 256])
+    polynomial = np.polyfit(widths, [count(model, width=int(width)) for width in widths], 2)
+    root = max(np.roots(polynomial - [0, 0, wanted]).real)
+    near = (max(1, math.floor(root)), max(1, math.ceil(root)))
+    return min(near, key=lambda width: abs(count(model, width=width) - wanted))
 
 
 Place = tuple[str, Split | Literal[""]]

@@ -1,0 +1,158 @@
+"""What all commands have in common: help, messages, encodings, warnings."""
+
+import io
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from dualcaps import cli
+from dualcaps.cli.display import make_printable, table
+
+from .messages import assert_one_line
+
+COMMANDS = [
+    *((), ("train",), ("evaluate",), ("predict",), ("models",), ("bench",), ("reproduce",), ("report",), ("data",)),
+    *(("data", action) for action in ("list", "check", "get", "show")),
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_is_there(run_cli: Callable, command: tuple[str, ...]):
+    said = run_cli(*command, "--help")
+    assert said.code == 0
+    assert "usage: dualcaps" in said.out
+    assert "default: None" not in said.out
+    assert "default: False" not in said.out
+    if command not in ((), ("data",)):
+        assert "--plugin FILE" in said.out
+    if command in (("train",), ("evaluate",), ("predict",), ("bench",), ("reproduce",)):
+        assert "--device" in said.out
+
+
+def test_help_imports_neither_torch_nor_numpy():
+    program = """
+import sys
+from dualcaps.cli import main
+for command in [], ["train"], ["evaluate"], ["reproduce"], ["data", "check"]:
+    try:
+        main([*command, "--help"])
+    except SystemExit as stop:
+        assert stop.code == 0
+slow = {"torch", "numpy", "scipy", "matplotlib", "sklearn", "PIL"} & set(sys.modules)
+assert not slow, slow
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_the_help_of_training_shows_defaults_and_derived_options(run_cli: Callable):
+    said = " ".join(run_cli("train", "--help").out.split())
+    for text in ("(default: digits)", "(default: da-capsnet)", "(default: 100)", "(default: 0.999)"):
+        assert text in said
+    assert "(default: the network's own)" in said
+    for option in (
+        *("--no-decoder", "--conv-attention", "--extra-conv", "--trunk", "--routing", "--optimizer", "--schedule"),
+        *("--patience", "--init-from", "--class-weight", "--skip-damaged", "--value-range", "--image-size H W"),
+    ):
+        assert option in said
+
+
+def test_the_version_is_printed(run_cli: Callable):
+    assert run_cli("--version").out == f"dualcaps {metadata.version('dualcaps')}\n"
+
+
+def test_the_module_runs_too():
+    said = subprocess.run([sys.executable, "-m", "dualcaps", "--help"], capture_output=True, text=True, check=True)
+    assert "usage: dualcaps" in said.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        (("train", "digits", "--epochs", "many"), "--epochs takes a whole number, got 'many'"),
+        (("train", "digits", "--epochs"), "--epochs needs a value"),
+        (("train", "digits", "--lr", "high"), "--lr takes a number, got high"),
+        (("train", "digits", "--precision", "float8"), "--precision takes one of auto, bfloat16, float32"),
+        (("train", "digits", "--image-size", "28"), "--image-size takes H W, got 28"),
+        (("train", "digits", "--class-weight", "fair"), "--class-weight takes balanced|W…, got fair"),
+        (("train", "digits", "--speed", "high"), "--speed"),
+        (("train", "digits", "--epoch", "3"), "unknown option --epoch: did you mean --epochs?"),
+        (("train", "digits", "--skip-damage"), "did you mean --skip-damaged?"),
+        (("train", "digits", "twice"), "unexpected argument twice"),
+        (("evaluate",), "RUN is missing"),
+        (("evalate", "run"), "unknown command evalate: did you mean evaluate?"),
+        (("data", "chekc", "digits"), "unknown command data chekc: did you mean data check?"),
+        (("fly",), "unknown command fly: choose from train, evaluate"),
+        (("data",), "name a command: list, check, get, show"),
+        ((), "name a command: train"),
+    ],
+)
+def test_arguments_that_cannot_be_parsed_are_one_line(run_cli: Callable, arguments: tuple[str, ...], wanted: str):
+    assert_one_line(run_cli(*arguments), wanted)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp437", "cp932", "cp1252", "utf-8"])
+def test_any_name_is_printed_in_any_encoding(encoding: str):
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding=encoding, errors="strict", write_through=True)
+    make_printable(stream)
+    columns = table("图像", "·")
+    columns.add_row("caf\udce9 猫🐦", "–…")
+    from rich.console import Console
+
+    Console(file=stream, width=80).print(columns)
+    print("→ caf\udce9", file=stream)
+    text = raw.getvalue().decode(encoding)
+    assert "caf\\xe9" in text
+    if encoding == "ascii":
+        assert "\\u56fe\\u50cf" in text
+        assert "\\u732b\\U0001f426  -..." in text
+        assert "->" in text
+    if encoding == "utf-8":
+        assert "猫🐦" in text
+        assert "·" in text
+
+
+def test_messages_survive_an_encoding_that_lacks_their_characters():
+    said = subprocess.run(
+        [sys.executable, "-m", "dualcaps", "train", "猫"], capture_output=True, env=_environment("ascii"), check=False
+    )
+    assert said.returncode == 2
+    assert b"unknown data set" in said.stderr
+    assert b"\\u732b" in said.stderr
+    assert said.stderr.count(b"\n") == 1
+
+
+def _environment(encoding: str) -> dict[str, str]:
+    import os
+
+    return os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "1"}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes break in other ways there")
+def test_a_reader_that_stops_reading_is_no_error():
+    with subprocess.Popen(
+        [sys.executable, "-m", "dualcaps", "models"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
+
+
+def test_warnings_for_users_are_notes_and_filters_are_restored(
+    run_cli: Callable, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    def warn(*arguments: object) -> None:
+        warnings.warn_explicit("weights of epoch 3", UserWarning, str(Path(cli.__file__)), 1, "dualcaps.inference")
+
+    monkeypatch.setattr("dualcaps.data.load.get_data", warn)
+    monkeypatch.setattr("dualcaps.cli.data.DataGet.run", warn)
+    filters = list(warnings.filters)
+    assert run_cli("data", "get", "digits").err == "note: weights of epoch 3\n"
+    assert warnings.filters == filters

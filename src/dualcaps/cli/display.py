@@ -25,7 +25,7 @@ _PLAIN = {"·": ".", "–": "-", "—": "-", "…": "...", "→": "->", "×": "x
 
 
 def _replace_unencodable(error: UnicodeError) -> tuple[str, int]:
-    """Typography in ASCII, undecodable bytes of file names as \\xNN, other characters as \\uNNNN."""
+    r"""Typography in ASCII, undecodable bytes of file names as \xNN, other characters as \uNNNN."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     characters = error.object[error.start : error.end]

@@ -11,8 +11,8 @@ if not torch.cuda.is_available():
 install_import_hook(
     [
         # Not routing as a whole: Triton's interpreter reads its kernels' source, and finds no decorated ones.
-        *(f"dualcaps.routing.{module}" for module in ("eager", "implicit", "reference")),
-        *("dualcaps.nn", "dualcaps.losses", "dualcaps.data.batches"),
+        *(f"dualcaps.routing.dynamic.{module}" for module in ("eager", "implicit", "reference")),
+        *("dualcaps.nn", "dualcaps.losses", "dualcaps.data.augment"),
     ],
     "beartype.beartype",
 )
@@ -26,8 +26,8 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from dualcaps import DataError, cli  # noqa: E402
-from dualcaps.data.catalog import DataSet  # noqa: E402
+from dualcaps import DataError  # noqa: E402
+from dualcaps.data.sources import DataSet  # noqa: E402
 
 hypothesis.settings.register_profile("dualcaps", deadline=None, max_examples=30, derandomize=True)
 hypothesis.settings.load_profile("dualcaps")
@@ -67,6 +67,8 @@ def run_cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("COLUMNS", "200")
 
     def run(*arguments: object) -> Said:
+        from dualcaps import cli
+
         capsys.readouterr()
         code = 0
         try:

@@ -133,7 +133,7 @@ def test_reconstruction_takes_the_predicted_class_unless_told():
     ("arguments", "switches", "said"),
     [
         (("capsnett",), {}, "unknown model 'capsnett'"),
-        (("capsnet",), {"iteration": 3}, "unknown switch 'iteration'"),
+        (("capsnet",), {"iteration": 3}, "unknown switch of capsnet 'iteration': did you mean 'iterations'"),
         (("capsnet",), {"iterations": 0}, "iterations must be at least 1"),
         (("capsnet",), {"width": 0}, "width must be at least 1"),
         (("da-capsnet",), {"gate": "softmax"}, "gate must be one of tanh, sigmoid, additive"),

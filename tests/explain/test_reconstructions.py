@@ -6,16 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from dualcaps import ModelError, Part, create_model, load_data
-from dualcaps.data.batches import to_float
-from dualcaps.explain.reconstructions import contact_sheet, reconstruction_error, reconstruction_figure
+from dualcaps import ImageSplit, ModelError, create_model, load_data
+from dualcaps.explain.contact_sheet import contact_sheet
+from dualcaps.explain.reconstructions import reconstruction_error, reconstruction_figure
+from dualcaps.nn import to_unit_range as to_float
 
 
 def test_one_image_a_class_is_reconstructed_from_its_predicted_pose():
     torch.manual_seed(0)
     model = create_model("capsnet", (1, 12, 12), 4)
     model.classes = ("a", "b", "c", "d")
-    part = Part(torch.randint(256, (20, 1, 12, 12), dtype=torch.uint8), torch.tensor([2, 0, 2, 1] * 5))
+    part = ImageSplit(torch.randint(256, (20, 1, 12, 12), dtype=torch.uint8), torch.tensor([2, 0, 2, 1] * 5))
     figure = reconstruction_figure(model, part)
     first = part.images[[1, 3, 0]]
     with torch.inference_mode():
@@ -26,18 +27,19 @@ def test_one_image_a_class_is_reconstructed_from_its_predicted_pose():
     np.testing.assert_allclose(np.stack(shown[3:]), drawn[:, 0], rtol=1e-4)
     for axes, truth, guess in zip(figure.axes, (0, 1, 2), output.lengths.argmax(dim=1).tolist(), strict=False):
         title = model.classes[truth]
-        assert axes.get_title() == (title if truth == guess else f"{title}\n(seen as {model.classes[guess]})")
+        assert axes.get_title() == (title if truth == guess else f"{title}\n(predicted {model.classes[guess]})")
 
 
-def test_the_error_is_the_mean_square_over_all_images_whatever_the_batch():
+def test_the_error_is_the_mean_square_over_all_images_whatever_the_batch(monkeypatch: pytest.MonkeyPatch):
     torch.manual_seed(0)
     model = create_model("da-capsnet", (1, 12, 12), 4)
-    part = Part(torch.randint(256, (20, 1, 12, 12), dtype=torch.uint8), torch.arange(20) % 4)
+    part = ImageSplit(torch.randint(256, (20, 1, 12, 12), dtype=torch.uint8), torch.arange(20) % 4)
     with torch.inference_mode():
         images = to_float(part.images)
         expected = (model.eval().reconstruct(model(images).poses) - images).square().mean().item()
     assert reconstruction_error(model, part) == pytest.approx(expected, rel=1e-4)
-    assert reconstruction_error(model, part, batch_size=3) == pytest.approx(expected, rel=1e-4)
+    monkeypatch.setattr("dualcaps.inference.choose_batch_size", lambda device: 3)
+    assert reconstruction_error(model, part) == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_contact_sheet_shows_each_class_as_it_is_and_augmented(shapes_folder: Path):
@@ -54,6 +56,6 @@ def test_a_contact_sheet_shows_each_class_as_it_is_and_augmented(shapes_folder: 
 def test_a_network_without_decoder_is_refused():
     model = create_model("capsnet", (1, 12, 12), 4, decoder=False)
     with pytest.raises(ModelError, match="no decoder"):
-        reconstruction_figure(model, Part(torch.zeros(4, 1, 12, 12, dtype=torch.uint8), torch.arange(4)))
+        reconstruction_figure(model, ImageSplit(torch.zeros(4, 1, 12, 12, dtype=torch.uint8), torch.arange(4)))
     with pytest.raises(ModelError, match="no decoder"):
-        reconstruction_error(model, Part(torch.zeros(4, 1, 12, 12, dtype=torch.uint8), torch.arange(4)))
+        reconstruction_error(model, ImageSplit(torch.zeros(4, 1, 12, 12, dtype=torch.uint8), torch.arange(4)))

@@ -5,7 +5,8 @@ from typing import TypeVar
 import pytest
 import torch
 
-from dualcaps.nn import CapsAttention, ConvAttention, Decoder, GridVotes, PositionVotes, Trunk, glorot_conv, squash
+from dualcaps.nn import CapsAttention, ConvAttention, Decoder, GridVotes, LayerStack, PositionVotes, glorot_conv
+from dualcaps.routing import squash
 
 Module = TypeVar("Module", bound=torch.nn.Module)
 
@@ -129,7 +130,7 @@ def test_a_trunk_answers_the_same_with_and_without_gradients(channels: int, numb
         glorot_conv(8, 4, 2),
         torch.nn.ReLU(),
     )
-    trunk = Trunk(*layers, glorot_conv(4, 4, 1, stride=2)).to(number_type)
+    trunk = LayerStack(*layers, glorot_conv(4, 4, 1, stride=2)).to(number_type)
     images = torch.rand(3, channels, 13, 15).to(number_type)
     with_gradients = trunk(images)
     assert with_gradients.requires_grad

@@ -7,47 +7,40 @@ from pathlib import Path
 import pytest
 import torch
 
-from dualcaps import ModelConfig, RunError, TrainConfig, runs
+from dualcaps import DataConfig, ModelConfig, RunError, TrainConfig
+from dualcaps.runs import run as runs
+from dualcaps.runs.run import Run
+
+CLASSES = ("a", "b")
+MODEL = ModelConfig("capsnet", (1, 12, 12), 2)
 
 
-def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    parent = tmp_path / "deep" / "runs"
-    config = {"model": {}, "training": {"lr": 1}, "data": {}, "classes": ["a"]}
+def make_run(path: Path) -> Run:
     provenance = {"data": {"sha256": "0"}, "sessions": []}
-    take_back = runs.create_run(parent / "a", config, provenance)
-    assert runs.read_config(parent / "a") == config
-    assert runs.read_provenance(parent / "a") == provenance
-    runs.add_session(parent / "a", {"device": "cpu"})
-    assert runs.read_provenance(parent / "a")["sessions"] == [{"device": "cpu"}]
-    with pytest.raises(RunError, match="exists already"):
-        runs.create_run(parent / "a", {}, {})
+    runs.create_run(path, MODEL, TrainConfig(epochs=3), DataConfig("x"), CLASSES, provenance)
+    return Run.open(path)
 
-    def full(file: Path, content: dict) -> None:
+
+def test_a_run_folder_is_created_once_and_read_back(tmp_path: Path):
+    run = make_run(tmp_path / "deep" / "runs" / "a")
+    assert (run.model, run.training, run.data) == (MODEL, TrainConfig(epochs=3), DataConfig("x"))
+    assert run.classes == CLASSES
+    assert run.provenance == {"data": {"sha256": "0"}, "sessions": []}
+    assert (run.history, run.result, run.finished) == ([], None, False)
+    runs.add_session(run.path, {"device": "cpu"})
+    assert Run.open(run.path).provenance["sessions"] == [{"device": "cpu"}]
+    with pytest.raises(RunError, match="exists already"):
+        make_run(run.path)
+
+
+def test_a_full_disk_leaves_no_half_made_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(file: Path, content: object) -> None:
         raise OSError(28, "No space left on device", str(file))
 
     monkeypatch.setattr(runs, "write_json", full)
     with pytest.raises(OSError, match="No space"):
-        runs.create_run(parent / "b", {}, {})
-    with pytest.raises(OSError, match="No space"):
-        runs.create_run(tmp_path / "new" / "c", {}, {})
-    assert [path.name for path in parent.iterdir()] == ["a"]
+        make_run(tmp_path / "new" / "c")
     assert not (tmp_path / "new").exists()
-    take_back()
-    assert not (tmp_path / "deep").exists()
-
-
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    file = tmp_path / "x.json"
-    runs.write_json(file, {"old": 1})
-
-    def full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(runs.os, "fsync", full)
-    with pytest.raises(OSError, match=r"No space.*x\.json"):
-        runs.write_json(file, {"new": 2})
-    assert json.loads(file.read_text()) == {"old": 1}
-    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["x.json"]
 
 
 def test_names_are_numbered_and_the_last_is_found(tmp_path: Path):
@@ -87,12 +80,12 @@ def test_metrics_and_weights_come_back_or_are_named(tmp_path: Path):
         runs.read_weights(tmp_path)
 
 
-def test_folders_that_are_no_finished_run_of_this_version_are_named(tmp_path: Path):
+def test_folders_that_are_no_run_of_this_version_are_named(tmp_path: Path):
     with pytest.raises(RunError, match="no such run folder"):
-        runs.read_config(tmp_path / "a")
+        Run.open(tmp_path / "a")
     with pytest.raises(RunError, match=r"incomplete run folder \(config\.json is missing\)"):
-        runs.read_config(tmp_path)
-    for content, said in (
+        Run.open(tmp_path)
+    for content, message in (
         ("{", "damaged"),
         ("[]", "damaged"),
         ('{"format": 99}', "run format"),
@@ -100,31 +93,61 @@ def test_folders_that_are_no_finished_run_of_this_version_are_named(tmp_path: Pa
         ('{"format": 1, "model": null}', "'model' is missing"),
     ):
         (tmp_path / "config.json").write_text(content)
-        with pytest.raises(RunError, match=said):
-            runs.read_config(tmp_path)
+        with pytest.raises(RunError, match=message):
+            Run.open(tmp_path)
     (tmp_path / "config.json").write_bytes(b"\xff\xfe")
     with pytest.raises(RunError, match="cannot be read"):
-        runs.read_config(tmp_path)
-    with pytest.raises(RunError, match="training is not finished"):
-        runs.read_result(tmp_path)
+        Run.open(tmp_path)
+
+
+def test_damaged_files_of_a_run_are_named(tmp_path: Path):
+    run = make_run(tmp_path / "run")
+    result = {"selected_epoch": 2, "test_accuracy": 0.5, "precision": "float32"}
+    runs.write_metrics(run.path, [{"epoch": 1}])
+    (run.path / "result.json").write_text(json.dumps(result))
+    with pytest.raises(RunError, match=r"metrics\.jsonl: damaged \(epochs are missing\)"):
+        Run.open(run.path)
+    (run.path / "result.json").write_text(json.dumps(result | {"test_accuracy": "high"}))
+    with pytest.raises(RunError, match="'test_accuracy' is missing or not what it should be"):
+        Run.open(run.path)
 
 
 def test_a_section_must_have_the_fields_that_this_version_knows(tmp_path: Path):
-    section = {**vars(ModelConfig("cnn")), "image_shape": [3, 32, 32]}
-    assert runs.parse(ModelConfig, section, tmp_path) == ModelConfig("cnn", (3, 32, 32))
-    written_before_widths_could_be_chosen = {name: value for name, value in section.items() if name != "width"}
-    assert runs.parse(ModelConfig, written_before_widths_could_be_chosen, tmp_path).width == 64
-    for wrong in (section | {"more": 1}, {"width": 64}, None):
-        with pytest.raises(RunError, match="not a ModelConfig of this version"):
-            runs.parse(ModelConfig, wrong, tmp_path)
+    run = make_run(tmp_path / "run")
+    config = json.loads((run.path / "config.json").read_text())
+
+    def with_model(section: object) -> Run:
+        (run.path / "config.json").write_text(json.dumps(config | {"model": section}))
+        return Run.open(run.path)
+
+    before_widths_could_be_chosen = {name: value for name, value in config["model"].items() if name != "width"}
+    assert with_model(before_widths_could_be_chosen).model.width == 64
+    for wrong in (config["model"] | {"more": 1}, {"width": 64}):
+        with pytest.raises(RunError, match="not of this version"):
+            with_model(wrong)
+    with pytest.raises(RunError, match="'model' is missing"):
+        with_model(None)
+    (run.path / "config.json").write_text(json.dumps(config | {"training": config["training"] | {"epochs": 0}}))
     with pytest.raises(RunError, match="epochs must be at least 1"):
-        runs.parse(TrainConfig, vars(TrainConfig()) | {"epochs": 0}, tmp_path)
+        Run.open(run.path)
+
+
+def test_a_run_of_format_1_is_converted():
+    run = Run.open(Path(__file__).parents[1] / "golden" / "format-1" / "finished")
+    assert run.finished
+    assert (run.model.trunk, run.model.routing, run.model.votes) == ("paper", "dynamic", "grid")
+    assert run.training.optimizer == "adam"
+    assert run.provenance["data"]["sha256_format_1"].startswith("8b8df838")
+    assert "sha256" not in run.provenance["data"]
+    sabour = {"model": {"name": "sabour-capsnet"}, "training": {}, "data": {}}
+    converted, _ = runs.from_format_1(sabour, {"data": {}, "sessions": []})
+    assert converted["model"] == {"name": "sabour-capsnet", "trunk": "sabour", "votes": "position"}
 
 
 def try_to_lock(path: Path, answer) -> None:
     try:
         with runs.locked(path):
-            answer.put("got it")
+            answer.put("locked")
     except RunError as error:
         answer.put(str(error))
 
@@ -136,13 +159,13 @@ def test_one_process_at_a_time_trains_in_a_folder(tmp_path: Path):
         answer = context.Queue()
         process = context.Process(target=try_to_lock, args=(tmp_path, answer))
         process.start()
-        said = answer.get(timeout=60)
+        message = answer.get(timeout=60)
         process.join()
-        return said
+        return message
 
     with runs.locked(tmp_path):
         assert "another process is training" in other_process()
-    assert other_process() == "got it"
+    assert other_process() == "locked"
 
 
 def test_the_environment_names_versions_and_machine():

@@ -12,34 +12,36 @@ import torch
 from dualcaps import (
     Augmentation,
     ConfigError,
-    ImageData,
+    ImageDataset,
     Network,
     Result,
     RunError,
     TrainConfig,
     create_model,
     fit,
+    inference,
     load_data,
-    runs,
 )
 from dualcaps.data.batches import training_batches
 from dualcaps.explain.reconstructions import reconstruction_error
+from dualcaps.runs import files
+from dualcaps.runs.run import Run
 
 TINY = TrainConfig(epochs=3, batch_size=8, precision="float32", device="cpu")
-GOLDEN = Path(__file__).parent / "golden" / "loss_curve.json"
+GOLDEN = Path(__file__).parents[1] / "golden" / "loss_curve.json"
 
 
 @pytest.fixture
-def data(shapes_folder: Path) -> ImageData:
+def data(shapes_folder: Path) -> ImageDataset:
     return load_data(shapes_folder)
 
 
-def fresh(data: ImageData, name: str = "da-capsnet", seed: int = 0, **switches: Any) -> Network:
+def fresh(data: ImageDataset, name: str = "da-capsnet", seed: int = 0, **switches: Any) -> Network:
     torch.manual_seed(seed)
     return create_model(name, data.image_shape, len(data.classes), **switches)
 
 
-def train(data: ImageData, out: Path, config: TrainConfig = TINY, *, resume: bool = False, **network: Any) -> Result:
+def train(data: ImageDataset, out: Path, config: TrainConfig = TINY, *, resume: bool = False, **network: Any) -> Result:
     return fit(fresh(data, **network), data, config, out=out, resume=resume, quiet=True)
 
 
@@ -52,42 +54,43 @@ def without_times(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", ["da-capsnet", "cnn"])
-def test_it_learns_three_patterns(data: ImageData, tmp_path: Path, name: str):
+def test_it_learns_three_patterns(data: ImageDataset, tmp_path: Path, name: str):
     result = train(data, tmp_path / "run", dataclasses.replace(TINY, epochs=25), name=name)
     assert result.test_accuracy == 1
     assert result.history[-1]["loss"] < 0.5 * result.history[0]["loss"]
 
 
-def test_the_run_folder_holds_what_is_promised(data: ImageData, tmp_path: Path):
+def test_the_run_folder_holds_what_is_promised(data: ImageDataset, tmp_path: Path):
     model = fresh(data)
     result = fit(model, data, TINY, out=tmp_path / "run", quiet=True)
     names = sorted(path.name for path in result.run.iterdir() if not path.name.startswith("."))
     assert names == [
-        "config.json", "curves.png", "metrics.jsonl", "model.safetensors", "provenance.json", "reconstructions.png",
-        "result.json",
+        "checkpoint.safetensors", "config.json", "curves.png", "metrics.jsonl", "model.safetensors", "provenance.json",
+        "reconstructions.png", "result.json",
     ]  # fmt: skip
-    config = runs.read_config(result.run)
-    assert config["training"] == dataclasses.asdict(dataclasses.replace(TINY, lr=1e-3))
-    assert config["classes"] == ["across", "down", "slanted"]
-    assert [line["epoch"] for line in runs.read_metrics(result.run)] == [1, 2, 3]
-    provenance = runs.read_provenance(result.run)
-    assert provenance["data"] == data.provenance
-    (session,) = provenance["sessions"]
+    run = Run.open(result.run)
+    assert run.training == dataclasses.replace(TINY, lr=1e-3)
+    assert run.classes == ("across", "down", "slanted")
+    assert [line["epoch"] for line in run.history] == [1, 2, 3]
+    assert run.provenance["data"]["sha256"] == data.fingerprint
+    assert run.provenance["data"]["images"]["test"] == len(data.test)
+    (session,) = run.provenance["sessions"]
     assert session["precision"] == "float32"
-    assert runs.read_result(result.run)["test_accuracy"] == result.test_accuracy
-    assert runs.read_result(result.run)["reconstruction_error"] == reconstruction_error(model, data.test)
+    assert run.result is not None
+    assert run.result["test_accuracy"] == result.test_accuracy
+    assert run.result["reconstruction_error"] == reconstruction_error(model, data.test)
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, weights(result.run)[name])
 
 
-def test_the_loss_follows_the_golden_curve(data: ImageData, tmp_path: Path):
+def test_the_loss_follows_the_golden_curve(data: ImageDataset, tmp_path: Path):
     """The whole trainer, to catch a change of its arithmetic; rewrite the file only for an intended one."""
     history = train(data, tmp_path / "run").history
     golden = json.loads(GOLDEN.read_text())
     assert [line["loss"] for line in history] == pytest.approx(golden["loss"], rel=1e-3)
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_does_not(data: ImageData, tmp_path: Path):
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(data: ImageDataset, tmp_path: Path):
     for run, seed in (("a", 0), ("b", 0), ("c", 1)):
         train(data, tmp_path / run, dataclasses.replace(TINY, seed=seed))
     a, b, c = (weights(tmp_path / run) for run in "abc")
@@ -101,9 +104,9 @@ class KilledError(BaseException):
 
 def kill_at(write: int, monkeypatch: pytest.MonkeyPatch, *, after: bool) -> None:
     """Die at the n-th file written, just before it or just after."""
-    original, seen = runs.write_bytes, 0
+    original, seen = files.write_with, 0
 
-    def write_bytes(file: Path, content: bytes) -> None:
+    def write_with(file: Path, content: Any) -> None:
         nonlocal seen
         seen += 1
         if seen == write and not after:
@@ -112,15 +115,15 @@ def kill_at(write: int, monkeypatch: pytest.MonkeyPatch, *, after: bool) -> None
         if seen == write:
             raise KilledError
 
-    monkeypatch.setattr(runs, "write_bytes", write_bytes)
+    monkeypatch.setattr(files, "write_with", write_with)
 
 
 @pytest.mark.parametrize("name", ["da-capsnet", "cnn"])
 @pytest.mark.parametrize("after", [False, True])
 def test_stopped_at_any_write_it_resumes_to_the_same_weights(
-    data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, after: bool
+    data: ImageDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, after: bool
 ):
-    monkeypatch.setattr("dualcaps.training.fit.png", lambda figure: b"drawn elsewhere, and slowly")
+    monkeypatch.setattr("dualcaps.training.callbacks.png", lambda figure: b"drawn elsewhere, and slowly")
     network: dict[str, Any] = {"name": name} | ({} if name == "cnn" else {"caps_attention": "shared"})
     whole = train(data, tmp_path / "whole", **network)
     stops = 0
@@ -134,20 +137,20 @@ def test_stopped_at_any_write_it_resumes_to_the_same_weights(
                 break  # fewer writes than that: every one has been tried
             except KilledError:
                 pass
-        before = len(runs.read_provenance(run)["sessions"]) if run.exists() else 0
-        finished = run.exists() and runs.is_finished(run)
+        before = len(Run.open(run).provenance["sessions"]) if run.exists() else 0
+        finished = run.exists() and Run.open(run).finished
         resumed = train(data, run, resume=True, **network)
-        assert len(runs.read_provenance(run)["sessions"]) == before + (not finished)
+        assert len(Run.open(run).provenance["sessions"]) == before + (not finished)
         assert without_times(resumed.history) == without_times(whole.history)
         assert resumed.test_accuracy == whole.test_accuracy
         expected = weights(whole.run)
         for key, tensor in weights(run).items():
             assert torch.equal(tensor, expected[key]), (stops, key)
-        assert not list(run.glob("checkpoint*"))
+        assert not list(run.glob(".*.draft"))
     assert stops > 12
 
 
-def test_a_finished_run_is_only_read(data: ImageData, tmp_path: Path):
+def test_a_finished_run_is_only_read(data: ImageDataset, tmp_path: Path):
     first = train(data, tmp_path / "run")
     before = {path: path.stat().st_mtime_ns for path in first.run.glob("[!.]*")}
     model = fresh(data, seed=5)
@@ -161,17 +164,19 @@ def test_a_finished_run_is_only_read(data: ImageData, tmp_path: Path):
     ("change", "said"),
     [
         ({"batch_size": 9}, "batch_size was 8, now 9"),
-        ({"epochs": 9}, "epochs was 3, now 9"),
+        ({"batch_size": 9, "epochs": 9}, "batch_size was 8, now 9"),
         ({"seed": 1}, "seed was 0"),
     ],
 )
-def test_resuming_with_another_configuration_is_refused(data: ImageData, tmp_path: Path, change, said: str):
+def test_resuming_with_another_configuration_is_refused(data: ImageDataset, tmp_path: Path, change, said: str):
     train(data, tmp_path / "run")
     with pytest.raises(RunError, match=said):
         train(data, tmp_path / "run", dataclasses.replace(TINY, **change), resume=True)
 
 
-def test_resuming_with_another_network_or_other_images_is_refused(data: ImageData, tmp_path: Path, shapes_folder: Path):
+def test_resuming_with_another_network_or_other_images_is_refused(
+    data: ImageDataset, tmp_path: Path, shapes_folder: Path
+):
     train(data, tmp_path / "run")
     with pytest.raises(RunError, match="iterations was 3, now 2"):
         train(data, tmp_path / "run", resume=True, iterations=2)
@@ -180,28 +185,29 @@ def test_resuming_with_another_network_or_other_images_is_refused(data: ImageDat
         train(load_data(shapes_folder), tmp_path / "run", resume=True)
 
 
-def test_an_existing_folder_is_not_trained_into(data: ImageData, tmp_path: Path):
+def test_an_existing_folder_is_not_trained_into(data: ImageDataset, tmp_path: Path):
     train(data, tmp_path / "run")
     with pytest.raises(RunError, match="exists already: go on with --resume"):
         train(data, tmp_path / "run")
 
 
-def test_without_a_folder_runs_are_numbered(data: ImageData):
+def test_without_a_folder_runs_are_numbered(data: ImageDataset):
     config = dataclasses.replace(TINY, epochs=1)
     runs_made = [fit(fresh(data), data, config, quiet=True).run for _ in range(2)]
     assert runs_made == [Path("runs/shapes-da-capsnet-seed0"), Path("runs/shapes-da-capsnet-seed0-2")]
 
 
 def test_the_clean_protocol_reads_the_test_images_once_and_the_paper_s_selects_on_them(
-    data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: ImageDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     read: list[int] = []
-    evaluate = __import__("dualcaps.training.fit", fromlist=["evaluate"]).evaluate
+    evaluate = inference.evaluate
 
     def counting(model: Network, part, **options):
         read.append(len(part))
         return evaluate(model, part, **options)
 
+    monkeypatch.setattr("dualcaps.training.callbacks.evaluate", counting)
     monkeypatch.setattr("dualcaps.training.fit.evaluate", counting)
     assert len({len(data.train), len(data.validation), len(data.test)}) == 3
     train(data, tmp_path / "clean")
@@ -212,7 +218,7 @@ def test_the_clean_protocol_reads_the_test_images_once_and_the_paper_s_selects_o
     assert paper.test_accuracy == paper.selection_accuracy == max(line["test_accuracy"] for line in paper.history)
 
 
-def test_the_paper_s_protocol_trains_on_the_validation_images_too(data: ImageData, tmp_path: Path):
+def test_the_paper_s_protocol_trains_on_the_validation_images_too(data: ImageDataset, tmp_path: Path):
     config = dataclasses.replace(TINY, epochs=1, protocol="paper")
     line = train(data, tmp_path / "run", config).history[0]
     assert line["images_per_second"] * line["seconds"] == pytest.approx(len(data.train) + len(data.validation))
@@ -221,13 +227,13 @@ def test_the_paper_s_protocol_trains_on_the_validation_images_too(data: ImageDat
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("augment", ["policy", "paper-literal", "none"])
 def test_images_are_augmented_as_told(
-    data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, augment: Any, flip: bool
+    data: ImageDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, augment: Any, flip: bool
 ):
     seen = []
 
-    def watching(part, batch_size, augmentation, generator):
+    def watching(split, batch_size, augmentation, generator, classes):
         seen.append(augmentation)
-        return training_batches(part, batch_size, augmentation, generator)
+        return training_batches(split, batch_size, augmentation, generator, classes)
 
     monkeypatch.setattr("dualcaps.training.fit.training_batches", watching)
     train(dataclasses.replace(data, flip=flip), tmp_path / "run", dataclasses.replace(TINY, epochs=1, augment=augment))
@@ -235,7 +241,9 @@ def test_images_are_augmented_as_told(
     assert seen == [expected[augment]]
 
 
-def test_the_selected_weights_are_kept_not_the_last(data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_selected_weights_are_kept_not_the_last(
+    data: ImageDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     model, accuracies, seen = fresh(data), iter([0.5, 0.9, 0.7]), []
 
     class Told:
@@ -248,6 +256,7 @@ def test_the_selected_weights_are_kept_not_the_last(data: ImageData, tmp_path: P
             return Told(next(accuracies))
         return Told(0.25)
 
+    monkeypatch.setattr("dualcaps.training.callbacks.evaluate", told)
     monkeypatch.setattr("dualcaps.training.fit.evaluate", told)
     result = fit(model, data, TINY, out=tmp_path / "run", quiet=True)
     assert (result.selected_epoch, result.selection_accuracy, result.test_accuracy) == (2, 0.9, 0.25)
@@ -255,7 +264,7 @@ def test_the_selected_weights_are_kept_not_the_last(data: ImageData, tmp_path: P
         assert torch.equal(tensor, seen[1][name])
 
 
-def test_the_caller_s_random_numbers_are_left_alone(data: ImageData, tmp_path: Path):
+def test_the_caller_s_random_numbers_are_left_alone(data: ImageDataset, tmp_path: Path):
     model = fresh(data)
     torch.manual_seed(7)
     expected = torch.rand(3)
@@ -264,16 +273,16 @@ def test_the_caller_s_random_numbers_are_left_alone(data: ImageData, tmp_path: P
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_bfloat16_trains_and_is_recorded(data: ImageData, tmp_path: Path):
+def test_bfloat16_trains_and_is_recorded(data: ImageDataset, tmp_path: Path):
     result = train(data, tmp_path / "run", dataclasses.replace(TINY, precision="bfloat16"))
     assert all(torch.isfinite(torch.tensor(line["loss"])) for line in result.history)
-    assert runs.read_result(result.run)["precision"] == "bfloat16"
+    assert Run.open(result.run).result["precision"] == "bfloat16"
     assert all(tensor.dtype == torch.float32 for tensor in weights(result.run).values())
 
 
 @pytest.mark.parametrize(("width", "share"), [(16, 1), (64, 1), (128, 0.5), (160, 0.4)])
 def test_a_network_wider_than_the_paper_s_learns_at_a_lower_rate(
-    data: ImageData, tmp_path: Path, width: int, share: float
+    data: ImageDataset, tmp_path: Path, width: int, share: float
 ):
     before = {name: value.clone() for name, value in fresh(data, width=width).state_dict().items()}
     config = dataclasses.replace(TINY, epochs=1, batch_size=len(data.train), epsilon=1e-30)
@@ -285,13 +294,13 @@ def test_a_network_wider_than_the_paper_s_learns_at_a_lower_rate(
         assert asked["lr"] == pytest.approx(rate)
 
 
-def test_a_loss_that_explodes_stops_with_advice(data: ImageData, tmp_path: Path):
+def test_a_loss_that_explodes_stops_with_advice(data: ImageDataset, tmp_path: Path):
     with pytest.raises(ConfigError, match=r"the loss is .* in epoch \d: lower the learning rate"):
         train(data, tmp_path / "run", dataclasses.replace(TINY, lr=1e30))
     assert not (tmp_path / "run").exists()
 
 
-def test_a_network_for_other_images_is_refused(data: ImageData, tmp_path: Path):
+def test_a_network_for_other_images_is_refused(data: ImageDataset, tmp_path: Path):
     with pytest.raises(ConfigError, match="build it for these"):
         fit(create_model("capsnet"), data, TINY, out=tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()
@@ -314,12 +323,14 @@ def test_options_out_of_range_are_named(change, said: str):
         dataclasses.replace(TINY, **change)
 
 
-def test_an_unknown_device_is_named(data: ImageData, tmp_path: Path):
+def test_an_unknown_device_is_named(data: ImageDataset, tmp_path: Path):
     with pytest.raises(ConfigError, match="--device warp: not on this machine"):
         train(data, tmp_path / "run", dataclasses.replace(TINY, device="warp"))
 
 
-def test_too_full_a_disk_is_refused_before_training(data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_too_full_a_disk_is_refused_before_training(
+    data: ImageDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     usage = type("Usage", (), {"free": 1_000_000})
     monkeypatch.setattr("dualcaps.training.fit.shutil.disk_usage", lambda path: usage)
     with pytest.raises(RunError, match="disk full, 1 MB free where the run needs"):
@@ -328,14 +339,14 @@ def test_too_full_a_disk_is_refused_before_training(data: ImageData, tmp_path: P
 
 
 def test_a_disk_that_fills_up_leaves_nothing_or_a_run_to_resume(
-    data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: ImageDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     whole = train(data, tmp_path / "whole")
-    original = runs.write_bytes
+    original = files.write_with
     for good_writes in (0, 1, 2, 6):
         run, left = tmp_path / f"full-{good_writes}" / "run", good_writes
 
-        def write_bytes(file: Path, content: bytes) -> None:
+        def write_with(file: Path, content: Any) -> None:
             nonlocal left
             if left == 0:
                 raise OSError(28, "No space left on device", str(file))
@@ -343,7 +354,7 @@ def test_a_disk_that_fills_up_leaves_nothing_or_a_run_to_resume(
             original(file, content)
 
         with monkeypatch.context() as patch:
-            patch.setattr(runs, "write_bytes", write_bytes)
+            patch.setattr(files, "write_with", write_with)
             with pytest.raises(OSError, match="No space"):
                 train(data, run)
         if good_writes < 3:  # no epoch is done: nothing is worth keeping

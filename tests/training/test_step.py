@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from dualcaps import create_model, step
+from dualcaps import create_model
 from dualcaps.models import Network
+from dualcaps.training import step
 from dualcaps.training.step import TrainingStep
 
 BATCH = 8
@@ -19,10 +20,10 @@ BATCH = 8
 def make_step(said: list[str] | None = None, **options: Any) -> tuple[Network, TrainingStep]:
     torch.manual_seed(0)
     model = create_model("capsnet", (1, 12, 12), 3)
-    optimiser = torch.optim.Adam(model.parameters(), 1e-3)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
     settings = {"batch_size": BATCH, "steps": 100, "reconstruction_weight": 0.0005, "bfloat16": False}
-    settings |= {"compile": "never", "say": (said if said is not None else []).append}
-    return model, TrainingStep(model, optimiser, **(settings | options))
+    settings |= {"compile": "never", "log": (said if said is not None else []).append}
+    return model, TrainingStep(model, optimizer, **(settings | options))
 
 
 def batch(count: int = BATCH) -> tuple[torch.Tensor, torch.Tensor]:
@@ -35,14 +36,14 @@ import torch
 from dualcaps import create_model
 from dualcaps.training.step import TrainingStep
 
-results, said = [], []
+results, messages = [], []
 for compile in ("never", "always"):
     torch.manual_seed(0)
     model = create_model("da-capsnet", (1, 12, 12), 3)
-    settings = {"batch_size": 8, "steps": 9, "reconstruction_weight": 0.0005, "bfloat16": False, "say": said.append}
+    settings = {"batch_size": 8, "steps": 9, "reconstruction_weight": 0.0005, "bfloat16": False, "log": messages.append}
     step = TrainingStep(model, torch.optim.Adam(model.parameters()), compile=compile, **settings)
     outcomes = [step(torch.rand(n, 1, 12, 12), torch.randint(3, (n,))) for n in (8, 8, 5, 8)]
-    assert step.compiled == (compile == "always"), said
+    assert step.compiled == (compile == "always"), messages
     results.append([*(outcome.loss for outcome in outcomes), *model.state_dict().values()])
 for eager, compiled in zip(*results):
     torch.testing.assert_close(compiled, eager, atol=1e-5, rtol=1e-3)
@@ -96,7 +97,7 @@ def test_a_long_run_is_compiled_once_and_says_so(clock: SimpleNamespace):
         train(*batch())
     assert train.compiled
     assert clock.compilations == 1
-    assert "987 steps of 1000.0 ms are to come" in said[0]
+    assert "987 steps of 1000.0 ms remain" in said[0]
     assert "1000.0 -> 500.0 ms a step" in said[1]
     assert len(said) == 2
 

@@ -151,8 +151,9 @@ def from_format_1(config: dict[str, Any], provenance: dict[str, Any]) -> tuple[d
     model = config["model"]
     if model.get("name") == "sabour-capsnet":
         model = {**model, "trunk": "sabour", "votes": "position"}
-    data = {key: value for key, value in provenance["data"].items() if key != "sha256"}
-    data["sha256_format_1"] = provenance["data"].get("sha256")
+    data = dict(provenance["data"])
+    if "sha256" in data:
+        data["sha256_format_1"] = data.pop("sha256")
     return {**config, "model": model}, {**provenance, "data": data}
 
 

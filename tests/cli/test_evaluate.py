@@ -28,8 +28,8 @@ def test_evaluation_as_json_adds_up(run_cli: Callable, run: Path):
     assert "top_3" not in answer  # of three classes it says nothing
 
 
-def test_the_confusion_matrix_is_headed_by_names(run_cli: Callable, run: Path, shapes: Path):
-    said = run_cli("evaluate", run, shapes)
+def test_the_confusion_matrix_is_headed_by_names(run_cli: Callable, run: Path, shapes_folder: Path):
+    said = run_cli("evaluate", run, shapes_folder)
     assert said.code == 0, said.err
     first, second = said.out.splitlines()[:2]
     assert " of 36 images), 95 % interval " in first
@@ -41,8 +41,8 @@ def test_the_confusion_matrix_is_headed_by_names(run_cli: Callable, run: Path, s
     assert [sum(int(count) for count in row[1:] if count != "·") for row in matrix[1:4]] == [12, 12, 12]
 
 
-def test_evaluation_is_written_as_pictures_and_tables(run_cli: Callable, run: Path, shapes: Path, tmp_path: Path):
-    said = run_cli("evaluate", run, shapes, "--out", "deep/evaluation")
+def test_evaluation_is_written_as_pictures_and_tables(run_cli: Callable, run: Path, shapes_folder: Path):
+    said = run_cli("evaluate", run, shapes_folder, "--out", "deep/evaluation")
     assert said.code == 0, said.err
     out = Path("deep/evaluation")
     answer = json.loads((out / "evaluation.json").read_text(encoding="utf-8"))
@@ -67,7 +67,6 @@ def test_an_unfinished_run_is_evaluated_with_a_note(run_cli: Callable, run_copy:
     said = run_cli("evaluate", run_copy)
     assert said.code == 0
     assert said.err.startswith(f"note: {run_copy} is not finished: these are the weights of epoch ")
-    assert said.err.count("\n") == 1
     assert said.out.startswith("accuracy ")
 
 
@@ -79,8 +78,8 @@ def test_runs_that_cannot_be_used_are_one_line(run_cli: Callable, run: Path, run
     assert_one_line(run_cli("evaluate", "nowhere"), "nowhere: no such run folder")
     config = json.loads((run_copy / "config.json").read_text(encoding="utf-8"))
     (run_copy / "config.json").write_text(json.dumps(config | {"format": 0}), encoding="utf-8")
-    assert_one_line(run_cli("evaluate", run_copy), "format 0")
-    assert_one_line(run_cli(*train), "format 0")
+    assert_one_line(run_cli("evaluate", run_copy), "not of run format 2")
+    assert_one_line(run_cli(*train), "not of run format 2")
 
 
 def test_long_names_are_shortened_so_that_all_differ():

@@ -1,6 +1,7 @@
 """What all commands have in common: help, messages, encodings, warnings."""
 
 import io
+import os
 import subprocess
 import sys
 import warnings
@@ -9,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from dualcaps import cli
 from dualcaps.cli.display import make_printable, table
@@ -82,6 +84,7 @@ def test_the_module_runs_too():
         (("train", "digits", "--speed", "high"), "--speed"),
         (("train", "digits", "--epoch", "3"), "unknown option --epoch: did you mean --epochs?"),
         (("train", "digits", "--skip-damage"), "did you mean --skip-damaged?"),
+        (("evaluate", "run", "--epochs", "3"), "unknown option --epochs: it is an option of dualcaps train"),
         (("train", "digits", "twice"), "unexpected argument twice"),
         (("evaluate",), "RUN is missing"),
         (("evalate", "run"), "unknown command evalate: did you mean evaluate?"),
@@ -102,8 +105,6 @@ def test_any_name_is_printed_in_any_encoding(encoding: str):
     make_printable(stream)
     columns = table("图像", "·")
     columns.add_row("caf\udce9 猫🐦", "–…")
-    from rich.console import Console
-
     Console(file=stream, width=80).print(columns)
     print("→ caf\udce9", file=stream)
     text = raw.getvalue().decode(encoding)
@@ -119,18 +120,12 @@ def test_any_name_is_printed_in_any_encoding(encoding: str):
 
 def test_messages_survive_an_encoding_that_lacks_their_characters():
     said = subprocess.run(
-        [sys.executable, "-m", "dualcaps", "train", "猫"], capture_output=True, env=_environment("ascii"), check=False
+        [sys.executable, "-m", "dualcaps", "train", "猫"], capture_output=True, env=os.environ | {"PYTHONIOENCODING": "ascii"}, check=False
     )
     assert said.returncode == 2
     assert b"unknown data set" in said.stderr
     assert b"\\u732b" in said.stderr
     assert said.stderr.count(b"\n") == 1
-
-
-def _environment(encoding: str) -> dict[str, str]:
-    import os
-
-    return os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "1"}
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pipes break in other ways there")

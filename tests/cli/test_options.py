@@ -13,7 +13,7 @@ from dualcaps.config import DataConfig, ModelConfig, TrainConfig
 def test_every_field_is_documented(config: type):
     docs = options.attribute_docs(config)
     assert list(docs) == [field.name for field in dataclasses.fields(config)]
-    assert all(len(doc) > 10 and doc.endswith(".") and "\n" not in doc for doc in docs.values())
+    assert all(doc.endswith((".", "…")) and "\n" not in doc for doc in docs.values())
 
 
 def test_every_field_has_an_option_with_its_default():

@@ -155,24 +155,51 @@ def parser_message(box: str, arguments: Sequence[str]) -> str:
         box: what the parser printed.
         arguments: what it was given.
     """
-    lines = [line.strip(" │") for line in box.splitlines()[1:-1]]
-    rule = next((number for number, line in enumerate(lines) if line.startswith("──")), len(lines))
-    text = " ".join(" ".join(lines[:rule]).partition(" Got errors:")[0].split())
-    options = [match[1] for line in lines[rule:] if (match := re.match(r"(--\S+)", line))]
-    text = _reworded(text, [line for line in lines[rule:] if line.startswith("--")])
-    unknown = re.match(r"Unrecognized options: ([^,]+)", text)
+    sections: list[list[str]] = [[]]
+    for line in box.splitlines()[1:]:
+        text = line.strip(" │|")
+        if re.fullmatch("[─╰╯+-]{4,}", text):
+            sections.append([])
+        elif text:
+            sections[-1].append(text)
+    message, *details = [section for section in sections if section]
+    usage = [line for section in details for line in section]
+    text = _reworded(
+        " ".join(message).partition(" Got errors:")[0].strip(), [line for line in usage if line.startswith("--")]
+    )
+    unknown = re.match(r"Unrecognized(?: or misplaced)? options: (.+?)(?:, | \(applied|$)", text)
     if unknown is None:
         return f"{text} (--help shows the options)"
     word = unknown[1].strip()
+    path = ["data", *arguments[1:2]] if arguments[:1] == ["data"] else list(arguments[:1])
     if word.startswith("-"):
-        return f"unknown option {word}: {f'did you mean {options[0]}?' if options else '--help shows the options'}"
-    path = ["data"] if arguments[:1] == ["data"] else []
-    if [*path, word] != arguments[: len(path) + 1]:
+        return f"unknown option {word}: {_nearest_option(word, ' '.join(path), usage)}"
+    if path[-1:] != [word]:
         return f"unexpected argument {word}: --help shows the arguments"
-    known = _DATA_ACTIONS if path else _COMMANDS
+    known = _DATA_ACTIONS if len(path) > 1 else _COMMANDS
     near = difflib.get_close_matches(word, known, n=1)
-    hint = f"did you mean {' '.join([*path, near[0]])}?" if near else f"choose from {', '.join(known)}"
-    return f"unknown command {' '.join([*path, word])}: {hint}"
+    hint = f"did you mean {' '.join([*path[:-1], near[0]])}?" if near else f"choose from {', '.join(known)}"
+    return f"unknown command {' '.join(path)}: {hint}"
+
+
+def _nearest_option(word: str, command: str, similar: Sequence[str]) -> str:
+    """What to do about an option that a command does not have.
+
+    Args:
+        word: the option.
+        command: the command's words.
+        similar: what the parser shows of similar options: each with its help and the commands that have it.
+    """
+    option, elsewhere = "", ""
+    for line in similar:
+        if line.startswith("--"):
+            option = line.split()[0]
+        elif found := re.match(r"in dualcaps (.*) --help", line):
+            if found[1] == command:
+                return f"did you mean {option}?"
+            if option == word:
+                elsewhere = elsewhere or f"it is an option of dualcaps {found[1]}"
+    return elsewhere or "--help shows the options"
 
 
 _TAKES = {"INT": "a whole number", "FLOAT": "a number"}

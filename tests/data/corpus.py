@@ -25,10 +25,10 @@ import numpy as np
 import scipy.io
 from PIL import Image
 
-from dualcaps import DataError
-from dualcaps.data.load import formats
-from dualcaps.data.catalog import CIFAR_BINARY, CIFAR_PYTHON
+from dualcaps import DataConfig, DataError
 from dualcaps.data.images import inspect_images, read_image
+from dualcaps.data.sources import cifar10, coil20, mnist, npz, parquet, smallnorb, svhn
+from dualcaps.data.sources.cifar10 import CIFAR_BINARY, CIFAR_PYTHON
 
 MOST_SECONDS = 2.0
 MOST_MEGABYTES = 200
@@ -41,6 +41,10 @@ class Seed(NamedTuple):
     pack: Callable[[bytes], bytes]
     file: str
     read: Callable[[Path], object]
+
+
+def read_npz(path: Path) -> object:
+    return npz.npz_source(path, DataConfig(str(path))).read()
 
 
 def plain(content: bytes) -> bytes:
@@ -145,7 +149,8 @@ def _zip_of_x(content: bytes) -> bytes:
 
 
 def read_picture(path: Path) -> None:
-    inspect_images([path])
+    if unread := inspect_images([path]).unread:
+        raise DataError(unread[0])
     read_image(path, (3, 8, 8))
 
 
@@ -157,28 +162,28 @@ def seeds() -> dict[str, list[Seed]]:
     python = dict.fromkeys(CIFAR_PYTHON, cifar_pickle(2))
 
     def read_dat(path: Path) -> object:
-        return formats.read_norb_images(path, (0, 1), (4, 4))
+        return smallnorb.read_norb_images(path, (0, 1), (4, 4))
 
     def read_bin(path: Path) -> object:
-        return formats.parse_cifar_binary(path.read_bytes(), str(path))
+        return cifar10.parse_cifar_binary(path.read_bytes(), str(path))
 
     def read_py(path: Path) -> object:
-        return formats.parse_cifar_pickle(path.read_bytes(), str(path))
+        return cifar10.parse_cifar_pickle(path.read_bytes(), str(path))
 
     def read_archive(path: Path) -> object:
-        found = formats.read_tar(path, (*CIFAR_BINARY, *CIFAR_PYTHON))
+        found = cifar10.read_tar(path, (*CIFAR_BINARY, *CIFAR_PYTHON))
         return [
-            (formats.parse_cifar_binary if name.endswith(".bin") else formats.parse_cifar_pickle)(content, str(path))
+            (cifar10.parse_cifar_binary if name.endswith(".bin") else cifar10.parse_cifar_pickle)(content, str(path))
             for name, content in found.items()
         ]
 
     def read_coil(path: Path) -> object:
-        return formats.read_coil(path, 1, (4, 4))
+        return coil20.read_coil(path, 1, (4, 4))
 
     return {
         "idx": [
-            Seed(idx_bytes(random_bytes), plain, "images", formats.read_idx),
-            Seed(idx_bytes(random_bytes), gzip.compress, "images.gz", formats.read_idx),
+            Seed(idx_bytes(random_bytes), plain, "images", mnist.read_idx),
+            Seed(idx_bytes(random_bytes), gzip.compress, "images.gz", mnist.read_idx),
         ],
         "cifar-binary": [
             Seed(cifar_record(), plain, "data_batch_1.bin", read_bin),
@@ -192,24 +197,24 @@ def seeds() -> dict[str, list[Seed]]:
             Seed(cifar_pickle(2)[:200], plain, "data_batch_1", read_py),
         ],
         "svhn": [
-            Seed(mat_bytes(compressed=False), plain, "train_32x32.mat", formats.read_svhn),
-            Seed(mat_bytes(compressed=True), plain, "train_32x32.mat", formats.read_svhn),
+            Seed(mat_bytes(compressed=False), plain, "train_32x32.mat", svhn.read_svhn),
+            Seed(mat_bytes(compressed=True), plain, "train_32x32.mat", svhn.read_svhn),
         ],
         "smallnorb": [
             Seed(norb_bytes(pairs), plain, "x-dat.mat", read_dat),
             Seed(norb_bytes(pairs), gzip.compress, "x-dat.mat.gz", read_dat),
-            Seed(norb_bytes(np.arange(20, dtype=np.int32).reshape(5, 4)), plain, "x-info.mat", formats.read_norb),
+            Seed(norb_bytes(np.arange(20, dtype=np.int32).reshape(5, 4)), plain, "x-info.mat", smallnorb.read_norb),
         ],
         "coil-20": [
             Seed(coil_zip(), plain, "coil-20-proc.zip", read_coil),
             Seed(COIL_PICTURE, coil_zip, "coil-20-proc.zip", read_coil),
         ],
         "npz": [
-            Seed(npz_bytes(x=random_bytes, y=np.arange(5)), plain, "x.npz", formats.read_npz),
-            Seed(npy_bytes(random_bytes), _zip_of_x, "x.npz", formats.read_npz),
-            Seed(npy_bytes(random_bytes)[:128], _zip_of_x, "x.npz", formats.read_npz),
+            Seed(npz_bytes(x=random_bytes, y=np.arange(5)), plain, "x.npz", read_npz),
+            Seed(npy_bytes(random_bytes), _zip_of_x, "x.npz", read_npz),
+            Seed(npy_bytes(random_bytes)[:128], _zip_of_x, "x.npz", read_npz),
         ],
-        "parquet": [Seed(parquet_bytes(), plain, "train.parquet", formats.read_parquet)],
+        "parquet": [Seed(parquet_bytes(), plain, "train.parquet", parquet.read_parquet)],
         "images": [
             Seed(picture(kind, mode), plain, f"x.{kind.lower()}", read_picture)
             for kind, mode in (

@@ -5,8 +5,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dualcaps import Augmentation, Part
-from dualcaps.data.batches import augment, to_float, training_batches
+from dualcaps import Augmentation, ImageSplit
+from dualcaps.data.augment import augment
+from dualcaps.data.batches import training_batches
+from dualcaps.nn import to_unit_range as to_float
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -54,9 +56,9 @@ def test_augmentation_keeps_shape_and_type_and_is_seeded(height, width, channels
         assert torch.equal(changed, images)
 
 
-def numbered(count: int) -> Part:
+def numbered(count: int) -> ImageSplit:
     labels = torch.arange(count)
-    return Part(labels.to(torch.uint8)[:, None, None, None].expand(-1, 2, 4, 3).contiguous(), labels)
+    return ImageSplit(labels.to(torch.uint8)[:, None, None, None].expand(-1, 2, 4, 3).contiguous(), labels)
 
 
 @given(count=st.integers(1, 40), batch_size=st.integers(1, 50))
@@ -64,7 +66,7 @@ def test_an_epoch_shows_each_image_once_with_its_label(count: int, batch_size: i
     batches = list(training_batches(numbered(count), batch_size, Augmentation(flip=True), generator()))
     assert [len(labels) for _, labels in batches[:-1]] == [batch_size] * (len(batches) - 1)
     for images, labels in batches:
-        torch.testing.assert_close(images, (labels / 255)[:, None, None, None].expand_as(images))
+        assert torch.equal(images, labels.to(torch.uint8)[:, None, None, None].expand_as(images))
     assert sorted(torch.cat([labels for _, labels in batches]).tolist()) == list(range(count))
 
 

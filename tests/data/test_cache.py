@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dualcaps.data.load import pack
+from dualcaps.data import cache as pack
 from dualcaps.data.cache import Content, Source
 
 

@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 
 from dualcaps import DataError
-from dualcaps.data.load import formats
-from dualcaps.data.catalog import CIFAR_BINARY, CIFAR_PYTHON
+from dualcaps.data.sources import cifar10, coil20, mnist, parquet, smallnorb, svhn
+from dualcaps.data.sources.cifar10 import CIFAR_BINARY, CIFAR_PYTHON
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -59,7 +59,7 @@ class Bad:
 def test_a_pickle_that_calls_code_is_refused_without_calling_it(tmp_path: Path):
     for content in (pickle.dumps(Bad(tmp_path / "called")), pickle.dumps({b"data": Bad(tmp_path / "called")}, 2)):
         with pytest.raises(DataError, match=r"asks for (builtins|__builtin__)\.exec"):
-            formats.parse_cifar_pickle(content, "data_batch_1")
+            cifar10.parse_cifar_pickle(content, "data_batch_1")
     assert not (tmp_path / "called").exists()
 
 
@@ -69,7 +69,7 @@ def test_a_pickle_that_calls_code_is_refused_without_calling_it(tmp_path: Path):
 def test_nothing_but_the_stand_ins_can_be_named(names: tuple[str, str]):
     content = b"c" + "\n".join(names).encode() + b"\n."
     with pytest.raises(DataError, match=f"asks for {names[0]}.{names[1]}"):
-        formats.parse_cifar_pickle(content, "data_batch_1")
+        cifar10.parse_cifar_pickle(content, "data_batch_1")
 
 
 def test_archive_members_with_wandering_names_and_links_write_nothing(tmp_path: Path):
@@ -84,7 +84,7 @@ def test_archive_members_with_wandering_names_and_links_write_nothing(tmp_path: 
         archive.addfile(link)
     path = tmp_path / "cifar-10-binary.tar.gz"
     path.write_bytes(out.getvalue())
-    found = formats.read_tar(path, CIFAR_BINARY)
+    found = cifar10.read_tar(path, CIFAR_BINARY)
     assert found == {"data_batch_1.bin": b"evil", "data_batch_2.bin": b"evil"}
     assert set(tmp_path.glob("*")) == {path, tmp_path / "cwd"}
 
@@ -119,11 +119,11 @@ def bomb(read_as: str) -> bytes:
 @pytest.mark.parametrize(
     ("read_as", "read"),
     [
-        ("idx", formats.read_idx),
-        ("smallnorb", formats.read_norb),
-        ("tar", lambda path: formats.read_tar(path, CIFAR_BINARY)),
-        ("npz", formats.read_npz),
-        ("svhn", formats.read_svhn),
+        ("idx", mnist.read_idx),
+        ("smallnorb", smallnorb.read_norb),
+        ("tar", lambda path: cifar10.read_tar(path, CIFAR_BINARY)),
+        ("npz", corpus.read_npz),
+        ("svhn", svhn.read_svhn),
     ],
 )
 def test_bombs_are_refused_unopened(read_as: str, read, tmp_path: Path):
@@ -152,7 +152,7 @@ def test_what_is_wrong_with_a_smallnorb_matrix_is_said(tmp_path: Path, content: 
     path = tmp_path / "x-cat.mat"
     path.write_bytes(content)
     with pytest.raises(DataError, match=said):
-        formats.read_norb(path)
+        smallnorb.read_norb(path)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_what_is_wrong_with_a_smallnorb_matrix_is_said(tmp_path: Path, content: 
 )
 def test_what_is_wrong_with_a_cifar_batch_is_said(content: bytes, said: str):
     with pytest.raises(DataError, match=said):
-        formats.parse_cifar_binary(content, "data_batch_1.bin")
+        cifar10.parse_cifar_binary(content, "data_batch_1.bin")
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_what_is_wrong_with_a_cifar_batch_is_said(content: bytes, said: str):
 )
 def test_what_is_wrong_with_a_cifar_pickle_is_said(batch: object, said: str):
     with pytest.raises(DataError, match=said):
-        formats.parse_cifar_pickle(pickle.dumps(batch, 2), "data_batch_1")
+        cifar10.parse_cifar_pickle(pickle.dumps(batch, 2), "data_batch_1")
 
 
 @pytest.mark.parametrize(
@@ -199,19 +199,22 @@ def test_what_is_wrong_with_an_svhn_file_is_said(tmp_path: Path, changed: dict, 
     path = tmp_path / "train_32x32.mat"
     path.write_bytes(corpus.mat_bytes(compressed=True, **changed))
     with pytest.raises(DataError, match=said):
-        formats.read_svhn(path)
+        svhn.read_svhn(path)
 
 
 @pytest.mark.parametrize(
     ("arrays", "said"),
     [
         ({"z": np.zeros(3)}, "holds no x and y"),
-        ({"x": np.zeros((3, 4, 4)), "y": np.arange(3)}, "x is float64"),
-        ({"x": np.zeros((3, 4, 4, 2), np.uint8), "y": np.arange(3)}, "2 channels"),
+        ({"x": np.zeros((3, 4, 4), complex), "y": np.arange(3)}, "x is complex128"),
+        ({"x": np.zeros((3, 4, 4, 2), np.uint8), "y": np.arange(3)}, "neither 1 nor 3 channels"),
         ({"x": np.zeros((3, 4, 4), np.uint8), "y": np.arange(4)}, r"y of shape \(4,\) for 3 images"),
-        ({"x": np.zeros((3, 4, 4), np.uint8), "y": np.array([0, -1, 1])}, "not class numbers"),
-        ({"x": np.zeros((3, 4, 4), np.uint8), "y": np.array([0.5, 1, 1])}, "neither whole numbers nor names"),
-        ({"x": np.zeros((3, 4, 4), np.uint8), "y": np.arange(3), "classes": np.array(["a"])}, "from 0 to 0"),
+        ({"x": np.zeros((3, 4, 4), np.uint8), "y": np.array([0, -1, 1])}, "label -1 is below 0"),
+        ({"x": np.zeros((3, 4, 4), np.uint8), "y": np.array([0.5, 1, 1])}, "must be whole numbers or names"),
+        (
+            {"x": np.zeros((3, 4, 4), np.uint8), "y": np.arange(3), "classes": np.array(["a"])},
+            "label 1 is not one of the 1 classes",
+        ),
         ({"x": np.array([{}]), "y": np.arange(1)}, "x is no array that can be read"),
     ],
 )
@@ -219,27 +222,27 @@ def test_what_is_wrong_with_an_npz_file_is_said(tmp_path: Path, arrays: dict, sa
     path = tmp_path / "x.npz"
     path.write_bytes(corpus.npz_bytes(**arrays))
     with pytest.raises(DataError, match=said):
-        formats.read_npz(path)
+        corpus.read_npz(path)
 
 
 def test_cifar_is_the_same_in_all_its_forms(tmp_path: Path):
     images, labels = corpus.cifar_images(3)
     for parsed in (
-        formats.parse_cifar_binary(corpus.cifar_record(), "x"),
-        *(formats.parse_cifar_pickle(corpus.cifar_pickle(protocol=protocol), "x") for protocol in (2, 3, 4)),
+        cifar10.parse_cifar_binary(corpus.cifar_record(), "x"),
+        *(cifar10.parse_cifar_pickle(corpus.cifar_pickle(protocol=protocol), "x") for protocol in (2, 3, 4)),
     ):
         np.testing.assert_array_equal(parsed[0], images)
         np.testing.assert_array_equal(parsed[1], labels)
     path = tmp_path / "x.tar.gz"
     path.write_bytes(corpus.tar_gz(dict.fromkeys((*CIFAR_PYTHON, "readme.html"), b"content")))
-    assert formats.read_tar(path, CIFAR_PYTHON) == dict.fromkeys(CIFAR_PYTHON, b"content")
+    assert cifar10.read_tar(path, CIFAR_PYTHON) == dict.fromkeys(CIFAR_PYTHON, b"content")
 
 
 def test_svhn_s_ten_is_zero_and_its_images_keep_their_sides(tmp_path: Path):
     path = tmp_path / "train_32x32.mat"
     for compressed in (False, True):
         path.write_bytes(corpus.mat_bytes(compressed=compressed, y=np.array([[1], [10], [9], [2]], np.uint8)))
-        images, labels = formats.read_svhn(path)
+        images, labels = svhn.read_svhn(path)
         assert labels.tolist() == [1, 0, 9, 2]
         np.testing.assert_array_equal(images, corpus.cifar_images(4)[0])
 
@@ -248,9 +251,9 @@ def test_smallnorb_s_cameras_follow_each_other(tmp_path: Path):
     pairs = np.random.default_rng(0).integers(0, 256, (5, 2, 96, 96), dtype=np.uint8)
     path = tmp_path / "x-dat.mat.gz"
     path.write_bytes(gzip.compress(corpus.norb_bytes(pairs)))
-    np.testing.assert_array_equal(formats.read_norb_images(path, (0,), (96, 96)), pairs[:, :1])
-    np.testing.assert_array_equal(formats.read_norb_images(path, (0, 1), (96, 96)), pairs.reshape(10, 1, 96, 96))
-    small = formats.read_norb_images(path, (1,), (32, 32))
+    np.testing.assert_array_equal(smallnorb.read_norb_images(path, (0,), (96, 96)), pairs[:, :1])
+    np.testing.assert_array_equal(smallnorb.read_norb_images(path, (0, 1), (96, 96)), pairs.reshape(10, 1, 96, 96))
+    small = smallnorb.read_norb_images(path, (1,), (32, 32))
     by_area = pairs[:, 1].reshape(5, 32, 3, 32, 3).mean(axis=(2, 4))
     assert np.abs(small[:, 0] - by_area).max() < 0.7
 
@@ -260,15 +263,15 @@ def test_coil_is_read_from_its_archive_and_its_folder(tmp_path: Path):
     other = io.BytesIO()
     Image.new("L", (128, 128), 77).save(other, "PNG")
     path.write_bytes(corpus.coil_zip(other.getvalue()))
-    from_archive = formats.read_coil(path, 1, (8, 8))
+    from_archive = coil20.read_coil(path, 1, (8, 8))
     assert from_archive.shape == (1, 72, 1, 8, 8)
     assert (from_archive[0, 5] != from_archive[0, 4]).any()
     with zipfile.ZipFile(path) as archive:
         archive.extractall(tmp_path)
-    np.testing.assert_array_equal(formats.read_coil(tmp_path / "coil-20-proc", 1, (8, 8)), from_archive)
+    np.testing.assert_array_equal(coil20.read_coil(tmp_path / "coil-20-proc", 1, (8, 8)), from_archive)
     (tmp_path / "coil-20-proc" / "obj1__33.png").unlink()
     with pytest.raises(DataError, match=r"obj1__33\.png is missing"):
-        formats.read_coil(tmp_path / "coil-20-proc", 1, (8, 8))
+        coil20.read_coil(tmp_path / "coil-20-proc", 1, (8, 8))
 
 
 def nested_mat() -> bytes:
@@ -304,16 +307,16 @@ def repeated_parquet() -> bytes:
 
 
 def read_pickle(path: Path) -> object:
-    return formats.parse_cifar_pickle(path.read_bytes(), str(path))
+    return cifar10.parse_cifar_pickle(path.read_bytes(), str(path))
 
 
 CRAFTED = {
-    "cells in cells": (nested_mat, formats.read_svhn),
-    "holes": (sparse_tar, lambda path: formats.read_tar(path, CIFAR_BINARY)),
-    "one picture many times": (repeated_parquet, formats.read_parquet),
+    "cells in cells": (nested_mat, svhn.read_svhn),
+    "holes": (sparse_tar, lambda path: cifar10.read_tar(path, CIFAR_BINARY)),
+    "one picture many times": (repeated_parquet, parquet.read_parquet),
     "many tiny pictures": (
         lambda: gzip.compress(corpus.norb_bytes(np.zeros((300_000, 2, 1, 1), np.uint8))),
-        lambda path: formats.read_norb_images(path, (0,), (32, 32)),
+        lambda path: smallnorb.read_norb_images(path, (0,), (32, 32)),
     ),
     "a huge array of bytes": (lambda: b"\x80\x05\x96" + (3 << 30).to_bytes(8, "little") + b".", read_pickle),
     "a key that doubles": (lambda: b"\x80\x02})" + b"q\x01h\x01\x86" * 40 + b"K\x01s.", read_pickle),

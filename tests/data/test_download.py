@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
-from dualcaps import DATA_SETS, DataError
-from dualcaps.data.load import catalog, download
-from dualcaps.data.catalog import DataSet, Download
+from dualcaps import DataError, load_data
+from dualcaps.data import download
+from dualcaps.data.sources import DataSet, Download
+from dualcaps.data.sources import data_set as card_of
+from dualcaps.data.sources import files as catalog
 
 CONTENT = b"all of the data set" * 50_000
 
@@ -50,7 +52,7 @@ def address() -> Iterator[str]:
 def data_set(*addresses: str) -> DataSet:
     checksum = "sha256:" + hashlib.sha256(CONTENT).hexdigest()
     downloads = (Download("coil-20-proc.zip", tuple(f"{address}/coil-20-proc.zip" for address in addresses), checksum),)
-    return dataclasses.replace(DATA_SETS["coil-20"], downloads=downloads)
+    return dataclasses.replace(card_of("coil-20"), downloads=downloads)
 
 
 @pytest.fixture
@@ -94,13 +96,11 @@ def test_the_next_mirror_is_tried(address: str, folder: Path, first: str):
 
 
 def test_without_a_network_one_line_says_what_to_put_where(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    import dualcaps.data
-
     unreachable = data_set("http://127.0.0.1:1")
-    monkeypatch.setitem(dualcaps.data.DATA_SETS, "coil-20", unreachable)
+    monkeypatch.setattr("dualcaps.data.load.data_set", lambda name: unreachable)
     monkeypatch.setattr("dualcaps.data.load.fetch", download.fetch)
     with pytest.raises(DataError) as caught:
-        dualcaps.load_data("coil-20")
+        load_data("coil-20")
     message = str(caught.value)
     assert "\n" not in message
     for wanted in ("no connection", "coil-20-proc.zip", str(folder), "--data-dir"):

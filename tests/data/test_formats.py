@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from dualcaps import DataError
-from dualcaps.data.formats import read_idx
+from dualcaps.data.sources.mnist import read_idx
 
 
 def idx_bytes(array: np.ndarray) -> bytes:

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from dualcaps import DataError, load_data
-from dualcaps.data.load import load_labelled, stratified_split
+from dualcaps.data.load import load_labelled
+from dualcaps.data.splits import stratified_split
 
 
 def test_digits_are_split_class_by_class_and_enlarged():
@@ -33,7 +34,7 @@ def test_parts_have_no_image_in_common_and_splits_are_seeded():
     assert len(whole) == sum(map(len, seen))
     again, other = load_data(), load_data(split_seed=1)
     assert again.provenance == parts.provenance
-    assert other.provenance["sha256"] != parts.provenance["sha256"]
+    assert other.provenance["sha256_format_1"] != parts.provenance["sha256_format_1"]
     assert {image.numpy().tobytes() for image in (other.train + other.validation + other.test).images} == whole
 
 
@@ -156,7 +157,7 @@ def test_one_size_is_kept_up_to_64_pixels(tmp_path: Path):
         ({"validation": 0.0}, "validation must be above 0"),
         ({"test": 1.0}, "test must be above 0 and below 1"),
         ({"split_seed": -1}, "split_seed must be at least 0"),
-        ({"channels": 2}, "channels must be 1 or 3"),
+        ({"channels": 2}, "channels must be one of 1, 3, got 2"),
         ({"image_size": (0, 4)}, "image_size"),
     ],
 )

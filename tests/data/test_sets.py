@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from dualcaps import DATA_SETS, DataError, ImageData, load_data
+from dualcaps import DataError, ImageDataset, load_data
 from dualcaps.data.load import check_data, data_state
-from dualcaps.data.catalog import CIFAR_BINARY, CIFAR_PYTHON, NORB
+from dualcaps.data.sources import data_set as card_of
+from dualcaps.data.sources.cifar10 import CIFAR_BINARY, CIFAR_PYTHON
+from dualcaps.data.sources.smallnorb import NORB
+from dualcaps.registry import DATASETS
 
 
 def put(folder: Path, files: dict[str, bytes]) -> Path:
@@ -20,7 +23,7 @@ def put(folder: Path, files: dict[str, bytes]) -> Path:
     return folder.parent
 
 
-def load_cifar(tmp_path: Path, form: str) -> ImageData:
+def load_cifar(tmp_path: Path, form: str) -> ImageDataset:
     binary = {name: corpus.cifar_record(20) for name in CIFAR_BINARY}
     python = {name: corpus.cifar_pickle(20) for name in CIFAR_PYTHON}
     folder = tmp_path / form / "cifar-10"
@@ -46,7 +49,7 @@ def test_cifar_10(tmp_path: Path, form: str):
     assert data.classes[3] == "cat"
     assert data.flip
     assert data.provenance["official"] is False
-    assert data.provenance["sha256"] == load_cifar(tmp_path, "binary folder").provenance["sha256"]
+    assert data.provenance["sha256_format_1"] == load_cifar(tmp_path, "binary folder").provenance["sha256_format_1"]
     grey = load_data("cifar-10", data_dir=tmp_path / form, channels=1, image_size=(16, 16))
     assert grey.image_shape == (1, 16, 16)
 
@@ -165,7 +168,7 @@ def test_coil_20_with_a_quarter_turn_held_out(coil: Path):
     assert len(held) in (3, 4)
     assert len(shown) >= 10 * 6
     other = load_data("coil-20", data_dir=coil, split="views", split_seed=1, channels=1)
-    assert other.provenance["sha256"] != data.provenance["sha256"]
+    assert other.provenance["sha256_format_1"] != data.provenance["sha256_format_1"]
 
 
 @pytest.mark.parametrize(
@@ -174,9 +177,9 @@ def test_coil_20_with_a_quarter_turn_held_out(coil: Path):
         ("mnist", {"camera": "left"}, "mnist has no option camera"),
         ("digits", {"objects": 10}, "digits has no option objects"),
         ("cifar-10", {"extra": True}, "cifar-10 has no option extra"),
-        ("coil-20", {"objects": 11}, "objects of coil-20 must be one of 10, 20"),
+        ("coil-20", {"objects": 11}, "objects must be one of 10, 20"),
         ("coil-20", {"split": "azimuth"}, "split of coil-20 must be one of random, views"),
-        ("smallnorb", {"camera": "middle"}, "camera of smallnorb must be one of left, right, both"),
+        ("smallnorb", {"camera": "middle"}, "camera must be one of left, right, both"),
     ],
 )
 def test_options_that_a_set_does_not_have_are_named(name: str, options: dict, said: str):
@@ -186,7 +189,7 @@ def test_options_that_a_set_does_not_have_are_named(name: str, options: dict, sa
 
 def test_a_second_load_reads_nothing(coil: Path, monkeypatch: pytest.MonkeyPatch):
     first = load_data("coil-20", data_dir=coil)
-    monkeypatch.setattr("dualcaps.data.catalog.read_coil", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr("dualcaps.data.sources.coil20.read_coil", lambda *_: pytest.fail("read again"))
     second = load_data("coil-20", data_dir=coil)
     assert second.provenance == first.provenance
     assert torch.equal(second.train.images, first.train.images)
@@ -211,7 +214,8 @@ def test_states_and_checks_tell_official_files_from_others(tmp_path: Path):
 
 
 def test_every_set_says_where_it_comes_from():
-    for name, data_set in DATA_SETS.items():
+    for name in DATASETS:
+        data_set = card_of(name)
         assert data_set.name == name
         assert data_set.downloads or name == "digits"
         for download in data_set.downloads:

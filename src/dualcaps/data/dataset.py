@@ -288,6 +288,8 @@ def number_labels(
         if unknown := sorted(distinct - set(names)):
             raise DataError(f"{name}: label {unknown[0]!r} is not one of the classes {', '.join(names)}")
     else:
+        if numeric and (negative := [label for label in distinct if int(label) < 0]):
+            raise DataError(f"{name}: label {min(negative, key=int)} is below 0: leave out images without a label")
         names = tuple(sorted(distinct, key=int)) if numeric else tuple(sorted(distinct, key=natural_order))
     if len(names) < 2:
         raise DataError(f"{name}: only one class ({', '.join(names)}): at least two are needed")

@@ -205,6 +205,8 @@ def _room_for(image: Image.Image, shape: tuple[int, int, int] | None) -> Iterato
         image.draft(None, (2 * longest, 2 * longest))
     plain = image.mode in ("L", "RGB") and not image.has_transparency_data
     needed += (16 if image.format == "WEBP" else 4 if plain else 8) * image.width * image.height
+    if _has_orientation(image):
+        needed += 4 * image.width * image.height  # turned in a copy
     if needed > _MOST_BYTES + image.info["bytes"]:
         raise ValueError(f"{image.width}x{image.height} pixels take {needed / 1e6:,.0f} MB to decode: shrink it")
     with _one_large_picture if needed > _LARGE_BYTES else nullcontext():

@@ -4,16 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from dualcaps import DATA_SETS, DataError
-from dualcaps.data.load import catalog
-from dualcaps.data.catalog import DataOptions, DataSet
+from dualcaps import DataError
+from dualcaps.config import DataConfig
+from dualcaps.data.sources import DataSet, data_set
+from dualcaps.data.sources import files as catalog
 
-MNIST = DATA_SETS["mnist"]
+MNIST = data_set("mnist")
 FILES = MNIST.layouts[0].files
 
 
 def found(data_set: DataSet, folder: Path) -> tuple[Path, ...]:
-    files = catalog.find_files(data_set, DataOptions(data_dir=str(folder)))
+    files = catalog.find_files(data_set, DataConfig("mnist", data_dir=str(folder)))
     assert files is not None
     return files.paths
 
@@ -44,7 +45,7 @@ def test_the_first_place_that_holds_all_files_is_taken(places: list[Path]):
 def test_an_environment_that_names_no_folder_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("DUALCAPS_DATA", str(tmp_path / "nowhere"))
     with pytest.raises(DataError, match=r"DUALCAPS_DATA=.*nowhere: no such folder: correct or unset it"):
-        catalog.find_files(MNIST, DataOptions())
+        catalog.find_files(MNIST, DataConfig("mnist"))
 
 
 def test_a_folder_that_holds_some_of_the_files_is_passed_over(places: list[Path]):
@@ -64,13 +65,13 @@ def test_common_layouts_are_understood(places: list[Path], where: str, suffix: s
 
 def test_the_folder_of_another_data_set_is_not_taken_for_it(places: list[Path]):
     folder = put(places[0] / "fashion-mnist")
-    assert catalog.find_files(MNIST, DataOptions(data_dir=str(folder))) is None
-    assert found(DATA_SETS["fashion-mnist"], folder)[0].parent == folder
+    assert catalog.find_files(MNIST, DataConfig("mnist", data_dir=str(folder))) is None
+    assert found(data_set("fashion-mnist"), folder)[0].parent == folder
 
 
 def test_a_missing_data_set_is_told_where_to_go(places: list[Path]):
-    assert catalog.find_files(MNIST, DataOptions(data_dir=str(places[0]))) is None
-    message = str(catalog.missing(MNIST, DataOptions(data_dir=str(places[0]))))
+    assert catalog.find_files(MNIST, DataConfig("mnist", data_dir=str(places[0]))) is None
+    message = str(catalog.missing(MNIST, DataConfig("mnist", data_dir=str(places[0]))))
     assert "\n" not in message
     for wanted in (*FILES, MNIST.downloads[0].addresses[0][:40], *(str(place / "mnist") for place in places)):
         assert wanted in message
@@ -78,4 +79,4 @@ def test_a_missing_data_set_is_told_where_to_go(places: list[Path]):
 
 def test_a_data_folder_that_does_not_exist_is_named(tmp_path: Path):
     with pytest.raises(DataError, match=r"--data-dir .*nowhere: no such folder"):
-        catalog.find_files(MNIST, DataOptions(data_dir=str(tmp_path / "nowhere")))
+        catalog.find_files(MNIST, DataConfig("mnist", data_dir=str(tmp_path / "nowhere")))

@@ -120,7 +120,10 @@ def test_any_name_is_printed_in_any_encoding(encoding: str):
 
 def test_messages_survive_an_encoding_that_lacks_their_characters():
     said = subprocess.run(
-        [sys.executable, "-m", "dualcaps", "train", "猫"], capture_output=True, env=os.environ | {"PYTHONIOENCODING": "ascii"}, check=False
+        [sys.executable, "-m", "dualcaps", "train", "猫"],
+        capture_output=True,
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        check=False,
     )
     assert said.returncode == 2
     assert b"unknown data set" in said.stderr

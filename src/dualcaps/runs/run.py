@@ -113,9 +113,10 @@ class Run:
             raise RunError(
                 f"{path / CONFIG}: {len(classes)} class names for {model.num_classes} classes: {TRAIN_AGAIN}"
             )
-        history = read_metrics(path) if (path / METRICS).is_file() else []
+        finished = (path / RESULT).is_file()
+        history = read_metrics(path) if finished or (path / METRICS).is_file() else []
         result = None
-        if (path / RESULT).is_file():
+        if finished:
             fields = {"selected_epoch": int, "test_accuracy": float, "precision": str}
             result = _with(_read_json(path / RESULT), fields, path / RESULT)
             if not 1 <= result["selected_epoch"] <= len(history):

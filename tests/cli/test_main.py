@@ -84,7 +84,7 @@ def test_the_module_runs_too():
         (("train", "digits", "--speed", "high"), "--speed"),
         (("train", "digits", "--epoch", "3"), "unknown option --epoch: did you mean --epochs?"),
         (("train", "digits", "--skip-damage"), "did you mean --skip-damaged?"),
-        (("evaluate", "run", "--epochs", "3"), "unknown option --epochs: it is an option of dualcaps train"),
+        (("evaluate", "run", "--epochs", "3"), "unknown option --epochs: it is an option of reproduce and train"),
         (("train", "digits", "twice"), "unexpected argument twice"),
         (("evaluate",), "RUN is missing"),
         (("evalate", "run"), "unknown command evalate: did you mean evaluate?"),

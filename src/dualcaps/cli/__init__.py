@@ -190,7 +190,7 @@ def _nearest_option(word: str, command: str, similar: Sequence[str]) -> str:
         command: the command's words.
         similar: what the parser shows of similar options: each with its help and the commands that have it.
     """
-    option, elsewhere = "", ""
+    option, others = "", []
     for line in similar:
         if line.startswith("--"):
             option = line.split()[0]
@@ -198,8 +198,8 @@ def _nearest_option(word: str, command: str, similar: Sequence[str]) -> str:
             if found[1] == command:
                 return f"did you mean {option}?"
             if option == word:
-                elsewhere = elsewhere or f"it is an option of dualcaps {found[1]}"
-    return elsewhere or "--help shows the options"
+                others.append(found[1])
+    return f"it is an option of {' and '.join(sorted(set(others)))}" if others else "--help shows the options"
 
 
 _TAKES = {"INT": "a whole number", "FLOAT": "a number"}

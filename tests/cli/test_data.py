@@ -47,10 +47,10 @@ def test_every_damaged_file_is_named_at_once(run_cli: Callable, shapes_folder: P
     assert ".txt" in run_cli("data", "check", shapes_folder, "--skip-damaged").out
 
 
-def test_data_sets_that_cannot_be_found_are_one_line(run_cli: Callable):
+def test_data_sets_that_cannot_be_found_are_one_line(run_cli: Callable, shapes: Path):
     assert_one_line(run_cli("data", "get", "imagenet"), "unknown data set 'imagenet'")
     assert_one_line(run_cli("data", "get", "mnst"), "did you mean 'mnist'?")
     assert_one_line(run_cli("data", "get", "mnist"), "no network in the tests", "train-images-idx3-ubyte.gz")
     assert_one_line(run_cli("data", "check", "mnist"), "mnist: files not found")
-    assert_one_line(run_cli("data", "show", "digits", "--out", "nowhere/x.png"), "nowhere")
+    assert_one_line(run_cli("data", "show", shapes, "--out", "nowhere/x.png"), "nowhere")
     assert_one_line(run_cli("data", "check"), "DATA is missing")

@@ -34,7 +34,8 @@ def test_letters_in_mixed_sizes_and_modes_are_trained_evaluated_and_predicted(ru
             mode = ("L", "RGB", "RGBA", "P", "1")[number]
             image.convert(mode).save(letters / letter / f"{number}.png")
 
-    trained = run_cli("train", letters, *FAST, "--out", "letters-run")
+    assert_one_line(run_cli("train", letters, "--image-size", 512, 512), "--caps-attention shared")
+    trained = run_cli("train", letters, *FAST, "--model", "capsnet", "--out", "letters-run")
     assert trained.code == 0, trained.err
     assert "test accuracy" in trained.out
     assert "26 classes" in trained.err
@@ -141,7 +142,6 @@ def test_images_of_64x48_pixels_in_colour_are_trained_on_as_they_are(run_cli: Ca
         (("train", "digits", "--epochs", "0"), "epochs must be at least 1"),
         (("train", "digits", "--iterations", "0"), "iterations must be at least 1"),
         (("train", "digits", "--squash-constant", "0"), "squash_constant must be a number above 0"),
-        (("train", "digits", "--image-size", "512", "512"), "--caps-attention shared"),
         (("train", "digits", "--device", "warp"), "--device warp"),
         (("train", "digits", "--logger", "tensorboards"), "did you mean 'tensorboard'?"),
         (("train", "digits", "--options", "heads=4"), "unknown switch of da-capsnet 'heads'"),
@@ -307,7 +307,7 @@ def test_killed_at_random_moments_of_training_it_resumes_to_the_same_weights(sha
     assert start(tmp_path / "whole").wait(timeout=300) == 0
     training_seconds = sum(line["seconds"] for line in Run.open(tmp_path / "whole").history)
     dice, run, kills = random.Random(0), tmp_path / "killed", 0
-    while kills < 4:
+    while kills < 3:
         process = start(run)
         while sessions(run) == kills and process.poll() is None:
             time.sleep(0.01)  # until this process trains
@@ -317,7 +317,7 @@ def test_killed_at_random_moments_of_training_it_resumes_to_the_same_weights(sha
         if Run.open(run).finished:
             break
         kills += 1
-    assert kills >= 3, "finished before it could be killed often"
+    assert kills == 3, "finished before it could be killed often"
     assert start(run).wait(timeout=300) == 0
     whole, killed = (safetensors.torch.load_file(path / "model.safetensors") for path in (tmp_path / "whole", run))
     assert all(torch.equal(whole[name], killed[name]) for name in whole)

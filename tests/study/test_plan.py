@@ -62,7 +62,7 @@ def test_a_data_set_that_is_nowhere_is_left_out_and_named():
     ("options", "said"),
     [
         ({"chosen": ["atention"]}, "unknown experiment 'atention': did you mean 'attention'"),
-        ({"chosen": ["zzz"]}, "unknown experiment 'zzz': choose from table-1"),
+        ({"chosen": ["zzz"]}, "unknown experiment 'zzz': choose one of table-1"),
         ({"seeds": 0}, "seeds must be at least 1"),
         ({"protocols": ()}, "protocols: choose clean, paper or both"),
         (
@@ -162,24 +162,42 @@ def test_a_process_that_dies_is_a_failure_with_its_exit_code(shapes_folder: Path
     assert failures == [Failure(run.name, "its process ended with code -9")]
 
 
-def test_a_budget_stops_what_is_under_way_and_the_next_call_goes_on_with_it(shapes_folder: Path, tmp_path: Path):
-    out = tmp_path / "out"
+class Hours:
+    """A clock that jumps by an hour, so that a budget is spent when the test says so."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.passed = 0.0
+        monotonic = time.monotonic
+        monkeypatch.setattr("dualcaps.study.scheduler.time.monotonic", lambda: monotonic() + self.passed)
+
+    def jump(self) -> None:
+        self.passed += 3600
+
+
+def test_a_budget_stops_what_is_under_way_and_the_next_call_goes_on_with_it(
+    shapes_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    out, hours = tmp_path / "out", Hours(monkeypatch)
     training = TrainConfig(epochs=100_000, precision="float32", device="cpu")
     planned, _ = plan_runs(["attention"], data_sets=[str(shapes_folder)], training=training, seeds=1)
-    told: list[Progress] = []
+    seen: list[Progress] = []
+
+    def watch(progress: Progress) -> None:
+        seen.append(progress)
+        if progress.line and len([one for one in seen if one.line]) == 3:
+            hours.jump()
+
     # Nothing could end in time: the first is begun all the same, and stopped when the budget is spent.
-    assert reproduce(planned, out, budget=0.1, on_progress=told.append) == []
-    assert not any(progress.ended for progress in told)
-    under_way = {progress.run for progress in told}
-    assert len(under_way) == 1
-    (run,) = under_way
+    assert reproduce(planned, out, budget=30, on_progress=watch) == []
+    assert not any(progress.ended for progress in seen)
+    (run,) = {progress.run for progress in seen}
     kept = len(Run.open(out / run.folder).history)
-    assert kept >= max(progress.line["epoch"] for progress in told if progress.line) - 1 > 0
-    told.clear()
+    assert kept >= max(progress.line["epoch"] for progress in seen if progress.line) - 1 > 0
+    seen.clear()
     last_first = [*(other for other in planned if other != run), run]
-    reproduce(last_first, out, budget=0.1, on_progress=told.append)
-    assert {progress.run for progress in told} == {run}
-    assert min(progress.line["epoch"] for progress in told if progress.line) >= kept
+    reproduce(last_first, out, budget=30, on_progress=watch)
+    assert {progress.run for progress in seen} == {run}
+    assert min(progress.line["epoch"] for progress in seen if progress.line) >= kept
 
 
 def test_the_clock_learns_from_epochs_and_knows_how_many_run_at_once(shapes_folder: Path):
@@ -260,38 +278,44 @@ def test_a_control_named_first_does_not_push_the_networks_back():
     ]
 
 
-@pytest.mark.parametrize("file", ["config.json", "provenance.json", "metrics.jsonl", "result.json"])
-def test_a_damaged_run_fails_alone_until_its_folder_is_removed(shapes_folder: Path, tmp_path: Path, file: str):
-    run, other = plan(shapes_folder, seeds=1, protocols=["clean"])
+def test_damaged_runs_fail_alone_until_their_folders_are_removed(shapes_folder: Path, tmp_path: Path):
+    planned = plan(shapes_folder, networks=1, seeds=5, protocols=["clean"])
     out = tmp_path / "out"
-    perform(run, out)
-    (out / run.folder / file).write_text("no json")
-    assert not is_finished(run, out)
-    (failure,) = reproduce([run, other], out, on_progress=lambda _: None)
-    assert failure.run == run.name
-    assert f"{file}: damaged" in failure.reason
-    assert failure.reason.endswith("remove the run's folder and train again")
-    assert is_finished(other, out)
-    assert [str(record.network) for record in read_records([out]).runs] == [describe(other.network)]
-    shutil.rmtree(out / run.folder)
-    assert reproduce([run, other], out, on_progress=lambda _: None) == []
-    assert read_records([out]).failures == ()
+    perform(planned[0], out)
+    damaged = dict(zip(("config.json", "provenance.json", "metrics.jsonl", "result.json"), planned, strict=False))
+    for file, run in damaged.items():
+        if run != planned[0]:
+            shutil.copytree(out / planned[0].folder, out / run.folder)
+    for file, run in damaged.items():
+        (out / run.folder / file).write_text("no json")
+        assert not is_finished(run, out)
+    failures = dict(reproduce(planned, out, on_progress=lambda _: None))
+    assert len(failures) == 4
+    for file, run in damaged.items():
+        assert f"{file}: damaged" in failures[run.name]
+        assert failures[run.name].endswith("remove the run's folder and train again")
+    assert [is_finished(run, out) for run in planned] == [False] * 4 + [True]
+    assert [record.seed for record in read_records([out]).runs] == [4]
+    for run in damaged.values():
+        shutil.rmtree(out / run.folder)
+    assert reproduce(planned[3:], out, on_progress=lambda _: None) == []
+    assert [is_finished(run, out) for run in planned] == [False] * 3 + [True] * 2
 
 
 def test_a_grid_that_is_killed_again_and_again_ends_as_one_that_was_not(shapes_folder: Path, tmp_path: Path):
     command = [
         *(sys.executable, "-m", "dualcaps", "reproduce", "control-gates", "--datasets", str(shapes_folder)),
-        *("--seeds", "1", "--epochs", "40", "--precision", "float32", "--protocols", "clean", "--out"),
+        *("--seeds", "1", "--epochs", "12", "--precision", "float32", "--protocols", "clean", "--out"),
     ]
     out = tmp_path / "killed"
-    for kill in range(1, 4):
+    for kill in range(1, 3):
         process = subprocess.Popen([*command, str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
         def epochs_kept() -> int:
             return sum(file.read_text().count("\n") for file in out.rglob("metrics.jsonl"))
 
         before = epochs_kept()
-        while epochs_kept() < max(before + 2, 25 * kill):
+        while epochs_kept() < max(before + 2, 8 * kill):
             assert process.poll() is None, "ended before it was killed"
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)  # the process alone, not its workers

@@ -70,19 +70,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments)
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch then asks for large pages, and waits for fewer of them
     make_printable(sys.stdout, sys.stderr)
-    if given == ["--version"]:
-        print(f"dualcaps {metadata.version('dualcaps')}")
-        return
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")  # what matters of a damaged image becomes an error
         warnings.filterwarnings("always", category=UserWarning, module="dualcaps")
         _print_warnings_as_notes()
         try:
-            command = _parse(given)
-            for file in command.plugin:
-                load_plugin(file)
-            command.run()
-            sys.stdout.flush()
+            try:
+                _run(given)
+            finally:
+                sys.stdout.flush()
         except DualcapsError as error:
             _fail(str(error))
         except OSError as error:
@@ -97,6 +93,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         except KeyboardInterrupt:
             print(f"dualcaps: interrupted{_how_to_go_on(given)}", file=sys.stderr)
             sys.exit(130)
+
+
+def _run(arguments: Sequence[str]) -> None:
+    if arguments == ["--version"]:
+        print(f"dualcaps {metadata.version('dualcaps')}")
+        return
+    command = _parse(arguments)
+    for file in command.plugin:
+        load_plugin(file)
+    command.run()
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -190,7 +196,7 @@ def _nearest_option(word: str, command: str, similar: Sequence[str]) -> str:
         command: the command's words.
         similar: what the parser shows of similar options: each with its help and the commands that have it.
     """
-    option, elsewhere = "", ""
+    option, others = "", []
     for line in similar:
         if line.startswith("--"):
             option = line.split()[0]
@@ -198,8 +204,8 @@ def _nearest_option(word: str, command: str, similar: Sequence[str]) -> str:
             if found[1] == command:
                 return f"did you mean {option}?"
             if option == word:
-                elsewhere = elsewhere or f"it is an option of dualcaps {found[1]}"
-    return elsewhere or "--help shows the options"
+                others.append(found[1])
+    return f"it is an option of {' and '.join(sorted(set(others)))}" if others else "--help shows the options"
 
 
 _TAKES = {"INT": "a whole number", "FLOAT": "a number"}

@@ -4,6 +4,7 @@ Images of 8 bits are read as they are. Others (16-bit and 32-bit integers, float
 values that the data set as a whole has, or that is given.
 """
 
+import functools
 import io
 import os
 import struct
@@ -35,8 +36,8 @@ _COLOUR_MODES = frozenset({"P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YC
 
 _ORIENTATION = 0x0112  # the EXIF tag that says how the camera was held
 
-# Pillow's other formats are not asked for, and some of them start programs.
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM", "TGA", "PCX", "JPEG2000", "AVIF", "MPO")
+# Pillow's other formats are not asked for, and some of them start programs; JPEG includes MPO.
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM", "TGA", "PCX", "JPEG2000", "AVIF")
 _DEEP_MODES = ("I", "F")  # and I;16 with its byte orders
 _MOST_BYTES = 190_000_000  # that decoding may take over the file's own size
 _LARGE_BYTES = 100_000_000  # pictures that take more are decoded one at a time
@@ -292,14 +293,21 @@ def _name(image: Encoded, container: str, number: int | None = None) -> str:
     return container if number is None else f"{container}: image {number}"
 
 
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Those of `_FORMATS` that the installed Pillow knows; it raises KeyError for others."""
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
 @contextmanager
 def _opened(image_file: Encoded, name: str) -> Iterator[Image.Image]:
     """The image, opened; whatever goes wrong with it becomes a DataError that names the file."""
     try:
         content = image_file if isinstance(image_file, bytes) else image_file.read_bytes()
-        with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+        with Image.open(io.BytesIO(content), formats=_formats()) as image:
             image.info["bytes"] = len(content)
-            if image.format == "JPEG" and content.count(b"\xff\xda") > _MOST_SCANS:
+            if image.format in ("JPEG", "MPO") and content.count(b"\xff\xda") > _MOST_SCANS:
                 raise ValueError("more scans than any picture needs: not a file to trust")
             yield image
     except DataError:

@@ -188,7 +188,7 @@ class SourceInfo(NamedTuple):
     image_shape: channels, height and width.
     classes: class names in the order of the labels.
     train, validation, test: images in each part; where a part is split off class by class, nearly.
-    key: changes with the content of own images; "" for named data sets.
+    key: changes when files of own images are replaced; "" for named data sets.
     """
 
     name: str
@@ -223,25 +223,26 @@ def inspect_source(config: DataConfig, *, download: bool = False) -> SourceInfo:
         return SourceInfo(card.name, shape, card.classes_of(config), *_shares(card.counts(config), config), "")
     images, _ = _find(config, download=False)
     name = class_name(Path(config.source).stem)
+    key = file_fingerprint(images)  # the same before and after the images are packed
     if packed := peek(images, cache_folder()):
-        content, sha256 = packed
+        content, _ = packed
         counts = {part: len(labels) for part, (_, labels) in content.parts.items()}
         channels, height, width = content.parts["train"][0].shape[1:]
         shape = (config.channels or channels, height, width)
-        return SourceInfo(name, shape, content.classes, *_shares(counts, config), sha256)
+        return SourceInfo(name, shape, content.classes, *_shares(counts, config), key)
     root = Path(config.source)
     if root.is_file() or list_parquet(root):
-        content, sha256 = load_packed(images, cache_folder())  # what they hold is not known without reading
+        content, _ = load_packed(images, cache_folder())  # what they hold is not known without reading
         counts = {part: len(labels) for part, (_, labels) in content.parts.items()}
         channels, height, width = content.parts["train"][0].shape[1:]
         shape = (config.channels or channels, height, width)
-        return SourceInfo(name, shape, content.classes, *_shares(counts, config), sha256)
+        return SourceInfo(name, shape, content.classes, *_shares(counts, config), key)
     inspected = inspect_images(images.files)
     height, width = config.image_size or natural_size(inspected.sizes or {(1, 1)})
     shape = (config.channels or (3 if inspected.colour else 1), height, width)
     by_part = {part: list_classes(folder) for part, folder in part_folders(root).items()}
     counts = {part: sum(map(len, by_class.values())) for part, by_class in by_part.items()}
-    return SourceInfo(name, shape, tuple(by_part["train"]), *_shares(counts, config), file_fingerprint(images))
+    return SourceInfo(name, shape, tuple(by_part["train"]), *_shares(counts, config), key)
 
 
 def _shares(counts: dict[str, int], config: DataConfig) -> tuple[int, int, int]:

@@ -283,7 +283,7 @@ def test_damaged_runs_fail_alone_until_their_folders_are_removed(shapes_folder: 
     out = tmp_path / "out"
     perform(planned[0], out)
     damaged = dict(zip(("config.json", "provenance.json", "metrics.jsonl", "result.json"), planned, strict=False))
-    for file, run in damaged.items():
+    for run in damaged.values():
         if run != planned[0]:
             shutil.copytree(out / planned[0].folder, out / run.folder)
     for file, run in damaged.items():

@@ -100,7 +100,7 @@ def _options_of(
             kind, default, hint = kind | None, None, {"help_behavior_hint": f"(default: {always_optional})"}
         elif default is None:
             hint = {"help_behavior_hint": ""}
-        argument = tyro.conf.arg(help=doc, metavar=_METAVARS.get(field.name), **hint)
+        argument = tyro.conf.arg(help=doc, metavar=_METAVARS.get(field.name), **hint)  # pyright: ignore
         if field.name in replaced:
             options.append((field.name, kind, dataclasses.field(default=default)))
         else:

@@ -100,14 +100,12 @@ class Run:
         if written_as == 1:
             sections, provenance = from_format_1(sections, provenance)
         try:
-            configs = [
-                from_json(kind, sections[name])
-                for name, kind in (("model", ModelConfig), ("training", TrainConfig), ("data", DataConfig))
-            ]
+            model = from_json(ModelConfig, sections["model"])
+            training = from_json(TrainConfig, sections["training"])
+            data = from_json(DataConfig, sections["data"])
         except (ValueError, TypeError) as error:
             known = str(error) if isinstance(error, DualcapsError) else f"not of this version ({error})"
             raise RunError(f"{path / CONFIG}: {known}: use the dualcaps version that wrote it") from error
-        model, training, data = configs
         classes = tuple(map(str, sections["classes"]))
         if len(classes) != model.num_classes:
             raise RunError(

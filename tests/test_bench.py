@@ -24,7 +24,7 @@ def test_another_network_gets_no_speed(monkeypatch: pytest.MonkeyPatch):
     model = create_model("capsnet", (1, 20, 20), 3)
     forward = PlainCapsNet.forward
     monkeypatch.setattr(PlainCapsNet, "forward", lambda self, images: forward(self, images.flip(3)))
-    with pytest.raises(ParityError, match=r"lengths differ by .* from plain PyTorch's: no speed told"):
+    with pytest.raises(ParityError, match=r"lengths differ by .* from plain PyTorch's: speeds are not reported"):
         check_parity(model, CPU, "float32")
     votes = torch.randn(2, 3, 4, 5)
     check_routing_parity(lambda v: route(v).parents, lambda v: route(v).parents, votes, 1e-6)

@@ -13,7 +13,7 @@ PAGES = ["README.md", "docs/quickstart.md"]
 
 
 def code_blocks(page: str, language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL)
 
 
 def test_the_commands_of_the_readme_work_in_their_order(run_cli: Callable, shapes_folder: Path):
@@ -46,7 +46,7 @@ def test_the_python_of_the_pages_runs(page: str, capsys: pytest.CaptureFixture[s
 
 def test_every_link_and_picture_of_the_pages_exists():
     for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
-        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
             if "://" not in target:
                 assert (page.parent / target).exists(), (page.name, target)
     with Image.open(ROOT / "docs/images/fashion-mnist-reconstructions.png") as picture:
@@ -55,12 +55,12 @@ def test_every_link_and_picture_of_the_pages_exists():
 
 def test_no_page_has_a_place_left_to_fill():
     for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
-        assert not re.search(r"@[A-Z]+@", page.read_text()), page
+        assert not re.search(r"@[A-Z]+@", page.read_text(encoding="utf-8")), page
 
 
 def test_the_file_maps_name_every_module():
     for page in ("README.md", "docs/architecture.md"):
-        text = (ROOT / page).read_text()
+        text = (ROOT / page).read_text(encoding="utf-8")
         for module in (ROOT / "src/dualcaps").iterdir():
             if module.is_dir() and module.name != "__pycache__":
                 assert f"  {module.name}/" in text

@@ -11,8 +11,8 @@ from PIL import Image
 
 from dualcaps import create_model
 from dualcaps.bench import SHAPES, Timing, check_parity, interleave, our_training, random_split
-from dualcaps.data.images import read_images
 from dualcaps.config import Precision
+from dualcaps.data.images import read_images
 from dualcaps.inference import choose_precision, predict, predict_files
 from dualcaps.models import Network
 

@@ -290,9 +290,10 @@ def estimate_operations(model: Network) -> float:
 
     def count(layer: nn.Module, _: object, output: Tensor) -> None:
         nonlocal total
-        weight = layer.transform if isinstance(layer, PositionVotes) else layer.weight
-        each = weight.numel() if isinstance(layer, PositionVotes) else weight[0].numel() * output.numel()
-        total += 2 * each
+        if isinstance(layer, PositionVotes):
+            total += 2 * layer.transform.numel()
+        elif isinstance(layer, nn.Conv2d | nn.Linear):
+            total += 2 * layer.weight[0].numel() * output.numel()
 
     layers = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.Linear | PositionVotes)]
     hooks = [layer.register_forward_hook(count) for layer in layers]

@@ -39,7 +39,7 @@ class CapsOutput(NamedTuple):
     """What a network answers.
 
     lengths: for each class how sure the network is that the image shows it, in [0, 1]: the length of the
-        class's pose, the routing method's activation, or of a network without capsules its softmax.
+        class's pose, or of a network without capsules its softmax.
     poses: the parent capsules; of a network without capsules `dim` is 0.
     """
 
@@ -254,15 +254,16 @@ class CapsNet(Network):
             ).parents
             return CapsOutput(poses.norm(dim=-1), poses)
         found = self.routing(self.caps_attention(self.votes(gated_features)))
-        return CapsOutput(_lengths(found.parents, found.activations), found.parents)
+        return CapsOutput(found.parents.norm(dim=-1), found.parents)
 
     def _with_intermediates(self, features: Tensor, gated_features: Tensor) -> Intermediates:
         votes = self.votes(gated_features)
         gated_votes = self.caps_attention(votes)
-        found = self.routing(gated_votes, couplings=True, trace=True)
+        iterations: list[RoutingIteration] = []
+        found = self.routing(gated_votes, couplings=True, trace=iterations)
         conv_attention, caps_attention = self.conv_attention, self.caps_attention
         return Intermediates(
-            lengths=_lengths(found.parents, found.activations),
+            lengths=found.parents.norm(dim=-1),
             poses=found.parents,
             features=features,
             conv_gates=conv_attention.gate(features) if isinstance(conv_attention, ConvAttention) else None,
@@ -271,7 +272,7 @@ class CapsNet(Network):
             caps_gates=caps_attention.gate(votes) if isinstance(caps_attention, CapsAttention) else None,
             gated_votes=gated_votes,
             couplings=found.couplings,
-            iterations=found.iterations,
+            iterations=tuple(iterations),
         )
 
     def _use_implicit_routing(self, device: torch.device) -> bool:
@@ -299,10 +300,6 @@ class CapsNet(Network):
 def _has_hooks(module: nn.Module) -> bool:
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     return any(hooks) or "forward" in module.__dict__
-
-
-def _lengths(poses: Tensor, activations: Tensor | None) -> Tensor:
-    return poses.norm(dim=-1) if activations is None else activations
 
 
 def _is_of_trunk(option: str, config: ModelConfig) -> bool:

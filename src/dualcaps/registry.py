@@ -96,7 +96,8 @@ def register_routing(name: str) -> Callable[[_T], _T]:
     Returns:
         A decorator for a function `(votes, iterations, **options) -> Routing`, or, for a method with
         parameters, a `torch.nn.Module` class constructed with `(parents, children, dim, **options)` whose
-        `forward(votes, iterations)` returns `Routing`. Votes are float [B, parents, children, dim].
+        `forward(votes, iterations)` returns `Routing`. Votes are float [B, parents, children, dim]. Arguments named
+        `couplings` and `trace` are given as in `route`.
 
     Raises:
         ConfigError: the name is already registered.

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from dualcaps import route as route_parents
 from dualcaps import squash
-from dualcaps.routing import Update, route_children, why_not_triton
+from dualcaps.config import Update
+from dualcaps.routing import route_children
+from dualcaps.routing.dynamic import why_not_triton
 
 route = partial(route_parents, couplings=True)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # where the kernel runs, on the CPU in Triton's interpreter

@@ -12,7 +12,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from dualcaps.routing import triton as kernels
+from dualcaps.routing.dynamic import triton as kernels
 
 shared = dict(ITERATIONS=3, ACCUMULATE=True, BLOCK_J=16, BLOCK_N=8, BLOCK_D=16)
 for kernel, extra in (

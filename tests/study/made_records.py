@@ -1,10 +1,32 @@
 """Made-up records, as a grid of runs would leave them."""
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
 
+from dualcaps.config import to_json
+from dualcaps.study.experiments import DataKey, Variant
 from dualcaps.study.records import Epoch, Record
+
+
+def variant_of(text: str) -> Variant:
+    """A network from its words, such as "da-capsnet, gate additive"."""
+    model, *words = text.split(", ")
+    switches = {}
+    for word in words:
+        name, _, value = word.partition(" ")
+        try:
+            switches[name] = json.loads(value)
+        except ValueError:
+            switches[name] = value
+    return Variant(model, tuple(switches.items()))
+
+
+def key_of(text: str, place: str | None = None) -> DataKey:
+    """A data set from its words, such as "coil-20 (views)"."""
+    source, _, split = text.partition(" (")
+    return DataKey(source, split.rstrip(")"), place or "")
 
 
 def record(
@@ -16,7 +38,7 @@ def record(
     *,
     official: bool | None = True,
     epochs: int | None = None,
-    lr: float = 1e-3,
+    lr: float | None = None,
     parameters: int = 1000,
     error: float | None = 0.01,
     width: int = 64,
@@ -26,16 +48,20 @@ def record(
     accuracies = [*accuracies, *[accuracies[-1]] * ((epochs or 0) - len(accuracies))]
     history = tuple(Epoch(n, 0.1, 0.9, a / 100, 1.5, 1000.0) for n, a in enumerate(accuracies, 1))
     best = max(history, key=lambda epoch: (epoch.accuracy, epoch.epoch))
+    model = variant_of(network).configure((1, 28, 28), 10)
+    model = dataclasses.replace(model, width=width) if width != 64 else model
+    lr = 1e-3 * min(1.0, 64 / model.width) if lr is None else lr
     training = {"epochs": len(history), "protocol": protocol, "seed": seed, "lr": lr}
     settings = {
-        "model": {"name": network.partition(",")[0], "num_classes": 10, "width": width},
+        "model": to_json(model),
         "training": training,
-        "data": {"source": data, "split_seed": seed} | ({"place": place} if place else {}),
+        "data": {"source": data.partition(" (")[0], "split": key_of(data).split or None, "split_seed": seed}
+        | ({"place": place} if place else {}),
     }
     return Record(
         run=hashlib.sha256(f"{network} {data} {protocol} {len(history)} {lr} {seed} {place}".encode()).hexdigest()[:12],
-        data=data,
-        network=network,
+        data=key_of(data, place),
+        network=variant_of(network),
         protocol=protocol,
         seed=seed,
         epochs=len(history),

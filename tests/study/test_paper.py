@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from dualcaps import MODELS, create_model, paper
-from dualcaps.data.load import DATA_SETS
-from dualcaps.models import describe
+from dualcaps import MODELS
+from dualcaps.registry import DATASETS
+from dualcaps.study import paper
+from dualcaps.study.experiments import Variant, variant
 
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 def test_printed_gains_are_the_differences_of_printed_accuracies_but_for_the_contradiction_on_coil_20():
@@ -22,20 +23,20 @@ def test_printed_gains_are_the_differences_of_printed_accuracies_but_for_the_con
     for gain in gains:
         place = gain.where, gain.data
         apart = accuracies[*place, gain.network] - accuracies[*place, gain.baseline]
-        assert (gain.value == pytest.approx(apart)) == (gain.data != "coil-20"), gain
+        assert (gain.value == pytest.approx(apart)) == (gain.data.source != "coil-20"), gain
 
 
 def test_every_printed_number_is_of_a_network_and_a_data_set_that_exist():
-    known = {*MODELS, describe(create_model("capsnet", squash_constant=1.0).config)}
+    known = {*map(Variant, MODELS), variant("capsnet", squash_constant=1.0)}
     for number in paper.PRINTED:
         assert number.network in known
-        assert number.baseline in known | {""}
-        assert number.data in DATA_SETS
+        assert number.baseline in known | {None}
+        assert number.data.source in DATASETS
     assert len(set(paper.PRINTED)) == len(paper.PRINTED)
 
 
 def test_the_replication_page_lists_the_same_decisions_and_contradictions():
-    page = (DOCS / "replication.md").read_text()
+    page = (DOCS / "replication.md").read_text(encoding="utf-8")
     for decision in paper.DECISIONS:
         assert f"| {' | '.join(decision)} |".replace("|  |", "| |") in page, decision.number
     for number, text in paper.DIFFERENCES:

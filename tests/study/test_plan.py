@@ -13,24 +13,21 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from dualcaps import ConfigError, RunError, TrainConfig, count_parameters, create_model, runs
-from dualcaps.study.plan import (
-    EXPERIMENTS,
-    Clock,
-    Failure,
-    PlannedRun,
-    Progress,
-    Variant,
-    is_done,
-    perform,
-    plan_runs,
-    reproduce,
-    width_to_match,
-)
+from dualcaps import ConfigError, RunError, TrainConfig, count_parameters, create_model
 from dualcaps.models import describe
+from dualcaps.runs import run as runs
+from dualcaps.runs.run import Run
+from dualcaps.study.experiments import Matched, Variant, experiments
+from dualcaps.study.experiments.card import width_to_match
+from dualcaps.study.plan import Failure, PlannedRun, plan_runs
 from dualcaps.study.records import read_records
+from dualcaps.study.scheduler import Clock, Progress, finished_record, perform, reproduce
 
 QUICK = TrainConfig(epochs=2, precision="float32", device="cpu")
+
+
+def is_finished(run: PlannedRun, out: Path) -> bool:
+    return finished_record(run, out) is not None
 
 
 def test_the_most_telling_runs_come_first():
@@ -64,12 +61,12 @@ def test_a_data_set_that_is_nowhere_is_left_out_and_named():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"experiments": ["atention"]}, "unknown experiment 'atention': did you mean attention"),
-        ({"experiments": ["zzz"]}, "unknown experiment 'zzz': choose from table-1"),
+        ({"chosen": ["atention"]}, "unknown experiment 'atention': did you mean 'attention'"),
+        ({"chosen": ["zzz"]}, "unknown experiment 'zzz': choose one of table-1"),
         ({"seeds": 0}, "seeds must be at least 1"),
         ({"protocols": ()}, "protocols: choose clean, paper or both"),
         (
-            {"experiments": ["figure-14"], "data_sets": ["coil-20", "digits"]},
+            {"chosen": ["figure-14"], "data_sets": ["coil-20", "digits"]},
             "nothing to run: no chosen experiment is about digits",
         ),
     ],
@@ -80,7 +77,7 @@ def test_mistakes_in_a_plan_are_named(options, said: str):
 
 
 def test_every_experiment_can_be_built_on_the_shape_of_its_data():
-    for name, experiment in EXPERIMENTS.items():
+    for name, experiment in experiments().items():
         assert experiment.asks
         assert experiment.printed
         for variant in experiment.networks:
@@ -96,7 +93,7 @@ def test_the_widened_capsnet_has_the_parameters_of_da_capsnet_within_half_a_perc
         ]
         assert abs(reached[1] - wanted) == min(abs(count - wanted) for count in reached)
         assert reached[1] == pytest.approx(wanted, rel=0.005 if classes > 3 else 0.1)
-        assert Variant("capsnet", as_large_as="da-capsnet").configure(shape, classes).width == width
+        assert Matched(Variant("capsnet"), Variant("da-capsnet")).configure(shape, classes).width == width
 
 
 def plan(shapes_folder: Path, networks: int = 2, **options) -> list[PlannedRun]:
@@ -107,21 +104,21 @@ def plan(shapes_folder: Path, networks: int = 2, **options) -> list[PlannedRun]:
 def test_a_run_leaves_a_record_and_strips_of_its_reconstructions(shapes_folder: Path, tmp_path: Path):
     (run,) = [run for run in plan(shapes_folder, seeds=1, protocols=["paper"]) if run.network.name == "capsnet"]
     told = []
-    perform(run, tmp_path / "out", say=told.append)
-    assert is_done(run, tmp_path / "out")
+    perform(run, tmp_path / "out", on_epoch=told.append)
+    assert is_finished(run, tmp_path / "out")
     assert [line["epoch"] for line in told] == [1, 2]
     folder = tmp_path / "out" / run.folder
     assert {file.name for file in (folder / "strips").iterdir()} == {
         *("input.png", "epoch-1.png", "epoch-2.png", "selected.png")
     }
     (record,) = read_records([tmp_path / "out"]).runs
-    assert (record.network, record.data, record.protocol) == ("capsnet", "shapes", "paper")
+    assert (str(record.network), str(record.data), record.protocol) == ("capsnet", "shapes", "paper")
     # The name in the record is the one that failures are noted under.
     assert run.name == "capsnet on shapes, paper, 2 epochs, seed 0"
     (folder / "strips" / "selected.png").unlink()  # as if killed just before it was drawn
-    assert not is_done(run, tmp_path / "out")
+    assert not is_finished(run, tmp_path / "out")
     perform(run, tmp_path / "out")
-    assert is_done(run, tmp_path / "out")
+    assert is_finished(run, tmp_path / "out")
 
 
 def test_a_failing_run_is_noted_and_the_others_go_on(shapes_folder: Path, tmp_path: Path):
@@ -131,9 +128,9 @@ def test_a_failing_run_is_noted_and_the_others_go_on(shapes_folder: Path, tmp_pa
     broken.parent.mkdir(parents=True)
     broken.write_text("a file where the run's folder should be")
     said: list[Progress] = []
-    failures = reproduce(planned, out, jobs=2, tell=said.append)
+    failures = reproduce(planned, out, jobs=2, on_progress=said.append)
     assert [failure.run for failure in failures] == [planned[0].name]
-    assert [is_done(run, out) for run in planned] == [False, True, True, True]
+    assert [is_finished(run, out) for run in planned] == [False, True, True, True]
     assert sum(progress.ended for progress in said) == 4
     assert all(progress.seconds_left >= 0 for progress in said)
     records = read_records([out])
@@ -141,10 +138,10 @@ def test_a_failing_run_is_noted_and_the_others_go_on(shapes_folder: Path, tmp_pa
     # Mended, it is run by the next call, and only it.
     broken.unlink()
     said.clear()
-    assert reproduce(planned, out, tell=said.append) == []
+    assert reproduce(planned, out, on_progress=said.append) == []
     assert [progress.run for progress in said if progress.ended] == [planned[0]]
     assert read_records([out]).failures == ()
-    assert reproduce(planned, out, tell=said.append) == []
+    assert reproduce(planned, out, on_progress=said.append) == []
 
 
 def test_a_process_that_dies_is_a_failure_with_its_exit_code(shapes_folder: Path, tmp_path: Path, monkeypatch):
@@ -160,36 +157,52 @@ def test_a_process_that_dies_is_a_failure_with_its_exit_code(shapes_folder: Path
                 child.kill()
                 killed.append(child)
 
-    failures = reproduce([run], tmp_path / "out", tell=kill)
+    failures = reproduce([run], tmp_path / "out", on_progress=kill)
     assert killed
     assert failures == [Failure(run.name, "its process ended with code -9")]
 
 
-def test_a_budget_stops_what_is_under_way_and_the_next_call_goes_on_with_it(shapes_folder: Path, tmp_path: Path):
-    out = tmp_path / "out"
+class Hours:
+    """A clock that jumps by an hour, so that a budget is spent when the test says so."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.passed = 0.0
+        monotonic = time.monotonic
+        monkeypatch.setattr("dualcaps.study.scheduler.time.monotonic", lambda: monotonic() + self.passed)
+
+    def jump(self) -> None:
+        self.passed += 3600
+
+
+def test_a_budget_stops_what_is_under_way_and_the_next_call_goes_on_with_it(
+    shapes_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    out, hours = tmp_path / "out", Hours(monkeypatch)
     training = TrainConfig(epochs=100_000, precision="float32", device="cpu")
     planned, _ = plan_runs(["attention"], data_sets=[str(shapes_folder)], training=training, seeds=1)
-    told: list[Progress] = []
-    started = time.monotonic()
-    assert (
-        reproduce(planned, out, budget=0.2, tell=told.append) == []
-    )  # nothing could end: the first is begun all the same
-    assert 11 < time.monotonic() - started < 20
-    under_way = {progress.run for progress in told}
-    assert len(under_way) == 1
-    (run,) = under_way
-    kept = len(runs.read_metrics(out / run.folder))
-    assert kept >= max(progress.line["epoch"] for progress in told if progress.line) - 1 > 0
-    told.clear()
+    seen: list[Progress] = []
+
+    def watch(progress: Progress) -> None:
+        seen.append(progress)
+        if progress.line and len([one for one in seen if one.line]) == 3:
+            hours.jump()
+
+    # Nothing could end in time: the first is begun all the same, and stopped when the budget is spent.
+    assert reproduce(planned, out, budget=30, on_progress=watch) == []
+    assert not any(progress.ended for progress in seen)
+    (run,) = {progress.run for progress in seen}
+    kept = len(Run.open(out / run.folder).history)
+    assert kept >= max(progress.line["epoch"] for progress in seen if progress.line) - 1 > 0
+    seen.clear()
     last_first = [*(other for other in planned if other != run), run]
-    reproduce(last_first, out, budget=0.1, tell=told.append)
-    assert {progress.run for progress in told} == {run}
-    assert min(progress.line["epoch"] for progress in told if progress.line) >= kept
+    reproduce(last_first, out, budget=30, on_progress=watch)
+    assert {progress.run for progress in seen} == {run}
+    assert min(progress.line["epoch"] for progress in seen if progress.line) >= kept
 
 
-def test_the_clock_learns_from_epochs_and_knows_how_many_run_at_once(shapes_folder: Path, tmp_path: Path):
+def test_the_clock_learns_from_epochs_and_knows_how_many_run_at_once(shapes_folder: Path):
     planned = plan(shapes_folder, seeds=2, protocols=["clean"])
-    clock = Clock(planned, tmp_path / "out", jobs=2)
+    clock = Clock(planned, {}, jobs=2)
     before = clock.seconds(planned[1])
     clock.learn(planned[0], 50.0)
     assert clock.seconds(planned[0]) == pytest.approx(103.0)
@@ -209,12 +222,12 @@ def test_the_clock_learns_from_epochs_and_knows_how_many_run_at_once(shapes_fold
 )
 def test_limits_outside_their_range_are_refused(shapes_folder: Path, tmp_path: Path, options, said: str):
     with pytest.raises(ConfigError, match=said):
-        reproduce(plan(shapes_folder, seeds=1), tmp_path, tell=lambda _: None, **options)
+        reproduce(plan(shapes_folder, seeds=1), tmp_path, on_progress=lambda _: None, **options)
 
 
 def test_two_grids_in_one_folder_are_refused(shapes_folder: Path, tmp_path: Path):
     with runs.locked(tmp_path), pytest.raises(RunError, match="another process"):
-        reproduce(plan(shapes_folder, seeds=1), tmp_path, tell=lambda _: None)
+        reproduce(plan(shapes_folder, seeds=1), tmp_path, on_progress=lambda _: None)
 
 
 def test_folders_of_one_name_are_told_apart_and_stay_inside(shapes_folder: Path, tmp_path: Path, monkeypatch):
@@ -224,7 +237,7 @@ def test_folders_of_one_name_are_told_apart_and_stay_inside(shapes_folder: Path,
     first, second = (
         plan_runs(["control-gates"], data_sets=[str(tmp_path / place / "pets.v1")], **options)[0] for place in "xy"
     )
-    assert {run.where for run in [*first, *second]} == {"pets.v1"}
+    assert {str(run.where) for run in [*first, *second]} == {"pets.v1"}
     assert not {run.folder for run in first} & {run.folder for run in second}
     monkeypatch.chdir(tmp_path / "x" / "pets.v1" / "down")
     (relative, *_), _ = plan_runs(["control-gates"], data_sets=[".."], **options)
@@ -239,12 +252,12 @@ def test_own_images_that_changed_are_trained_on_anew(shapes_folder: Path, tmp_pa
     shutil.copytree(shapes_folder, images)
     run, *_ = plan(images, seeds=1, protocols=["clean"])
     perform(run, tmp_path / "out")
-    assert is_done(run, tmp_path / "out")
+    assert is_finished(run, tmp_path / "out")
     picture = next(images.rglob("*.png"))
     shutil.copy(picture, picture.with_name("one-more.png"))
     again, *_ = plan(images, seeds=1, protocols=["clean"])
-    assert not is_done(again, tmp_path / "out")
-    assert is_done(run, tmp_path / "out")
+    assert not is_finished(again, tmp_path / "out")
+    assert is_finished(run, tmp_path / "out")
 
 
 def test_a_network_that_cannot_be_built_for_the_images_is_left_out(tmp_path: Path):
@@ -253,7 +266,7 @@ def test_a_network_that_cannot_be_built_for_the_images_is_left_out(tmp_path: Pat
         for number in range(5):
             Image.new("L", (5, 5), 40 * number).save(tmp_path / "tiny" / name / f"{number}.png")
     planned, missing = plan_runs(["attention"], data_sets=[str(tmp_path / "tiny"), "digits"], seeds=1)
-    assert "digits" in {run.where for run in planned}
+    assert "digits" in {str(run.where) for run in planned}
     assert ("capsnet on tiny", True) in [(failure.run, "too small" in failure.reason) for failure in missing]
 
 
@@ -265,38 +278,44 @@ def test_a_control_named_first_does_not_push_the_networks_back():
     ]
 
 
-@pytest.mark.parametrize("file", ["config.json", "provenance.json", "metrics.jsonl", "result.json"])
-def test_a_damaged_run_fails_alone_until_its_folder_is_removed(shapes_folder: Path, tmp_path: Path, file: str):
-    run, other = plan(shapes_folder, seeds=1, protocols=["clean"])
+def test_damaged_runs_fail_alone_until_their_folders_are_removed(shapes_folder: Path, tmp_path: Path):
+    planned = plan(shapes_folder, networks=1, seeds=5, protocols=["clean"])
     out = tmp_path / "out"
-    perform(run, out)
-    (out / run.folder / file).write_text("no json")
-    assert not is_done(run, out)
-    (failure,) = reproduce([run, other], out, tell=lambda _: None)
-    assert failure.run == run.name
-    assert f"{file}: damaged" in failure.reason
-    assert failure.reason.endswith("remove the run's folder and train again")
-    assert is_done(other, out)
-    assert [record.network for record in read_records([out]).runs] == [describe(other.network)]
-    shutil.rmtree(out / run.folder)
-    assert reproduce([run, other], out, tell=lambda _: None) == []
-    assert read_records([out]).failures == ()
+    perform(planned[0], out)
+    damaged = dict(zip(("config.json", "provenance.json", "metrics.jsonl", "result.json"), planned, strict=False))
+    for run in damaged.values():
+        if run != planned[0]:
+            shutil.copytree(out / planned[0].folder, out / run.folder)
+    for file, run in damaged.items():
+        (out / run.folder / file).write_text("no json")
+        assert not is_finished(run, out)
+    failures = dict(reproduce(planned, out, on_progress=lambda _: None))
+    assert len(failures) == 4
+    for file, run in damaged.items():
+        assert f"{file}: damaged" in failures[run.name]
+        assert failures[run.name].endswith("remove the run's folder and train again")
+    assert [is_finished(run, out) for run in planned] == [False] * 4 + [True]
+    assert [record.seed for record in read_records([out]).runs] == [4]
+    for run in damaged.values():
+        shutil.rmtree(out / run.folder)
+    assert reproduce(planned[3:], out, on_progress=lambda _: None) == []
+    assert [is_finished(run, out) for run in planned] == [False] * 3 + [True] * 2
 
 
 def test_a_grid_that_is_killed_again_and_again_ends_as_one_that_was_not(shapes_folder: Path, tmp_path: Path):
     command = [
         *(sys.executable, "-m", "dualcaps", "reproduce", "control-gates", "--datasets", str(shapes_folder)),
-        *("--seeds", "1", "--epochs", "40", "--precision", "float32", "--protocols", "clean", "--out"),
+        *("--seeds", "1", "--epochs", "12", "--precision", "float32", "--protocols", "clean", "--out"),
     ]
     out = tmp_path / "killed"
-    for kill in range(1, 4):
+    for kill in range(1, 3):
         process = subprocess.Popen([*command, str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
         def epochs_kept() -> int:
             return sum(file.read_text().count("\n") for file in out.rglob("metrics.jsonl"))
 
         before = epochs_kept()
-        while epochs_kept() < max(before + 2, 25 * kill):
+        while epochs_kept() < max(before + 2, 8 * kill):
             assert process.poll() is None, "ended before it was killed"
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)  # the process alone, not its workers

@@ -7,7 +7,7 @@ import pytest
 
 from dualcaps.study.report import write_report
 
-RESULTS = Path(__file__).parents[1] / "results"
+RESULTS = Path(__file__).parents[2] / "results"
 
 
 @pytest.mark.parametrize("folder", ["paper", "digits-200"])

@@ -10,10 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_records import record
 
-from dualcaps.study.statistics import cells, difference, epochs_to, first_five, judge, mean_interval
+from dualcaps.study.experiments import DataKey, Variant, variant
 from dualcaps.study.paper import Printed
 from dualcaps.study.records import Copy, Records
+from dualcaps.study.statistics import cells, difference, epochs_to, first_five, judge, mean_interval
 
+CAPSNET, DA_CAPSNET = Variant("capsnet"), Variant("da-capsnet")
+FASHION, MNIST = DataKey("fashion-mnist"), DataKey("mnist")
 numbers = st.floats(-100, 100).map(lambda value: round(value, 3))
 
 
@@ -77,7 +80,7 @@ def test_one_value_has_no_interval_and_none_is_an_error():
             nothing()
 
 
-ACCURACY = Printed("Table 2", "fashion-mnist", "capsnet", "accuracy", 92.0)
+ACCURACY = Printed("Table 2", FASHION, CAPSNET, "accuracy", 92.0)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +105,7 @@ def test_an_accuracy_is_judged_by_the_rule(accuracies, epochs, official, verdict
     assert finding.difference.mean == pytest.approx(np.mean(accuracies) - 92)
 
 
-GAIN = Printed("Table 2", "fashion-mnist", "da-capsnet", "gain", 1.0, "capsnet")
+GAIN = Printed("Table 2", FASHION, DA_CAPSNET, "gain", 1.0, CAPSNET)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +143,7 @@ def test_a_gain_is_judged_by_the_rule(gains, epochs, verdict, reason):
     ],
 )
 def test_a_printed_100_percent_means_every_image(accuracies, verdict):
-    printed = Printed("Table 4", "fashion-mnist", "capsnet", "accuracy", 100.0)
+    printed = Printed("Table 4", FASHION, CAPSNET, "accuracy", 100.0)
     runs = [record(seed=seed, accuracies=[a], epochs=100) for seed, a in enumerate(accuracies)]
     assert judged(printed, records(*runs)).verdict == verdict
 
@@ -193,7 +196,7 @@ def test_what_was_not_run_is_not_judged_and_the_clean_protocol_stands_in():
     ],
 )
 def test_epochs_to_100_percent(histories, verdict):
-    printed = Printed("Fig. 10", "mnist", "capsnet", "epochs to 100 %", 2)
+    printed = Printed("Fig. 10", MNIST, CAPSNET, "epochs to 100 %", 2)
     runs = [record(data="mnist", seed=seed, accuracies=history) for seed, history in enumerate(histories)]
     finding = judged(printed, records(*runs))
     assert finding.verdict == verdict
@@ -206,7 +209,7 @@ def test_thresholds_and_the_mean_of_the_first_five_epochs():
     run = record(accuracies=[50, 60, 70, 80, 90, 99])
     assert first_five(run) == pytest.approx(70)
     assert (epochs_to(run, 70), epochs_to(run, 99.5)) == (3, None)
-    printed = Printed("Table 4", "mnist", "da-capsnet", "first-five gain", 0.15, "capsnet")
+    printed = Printed("Table 4", MNIST, DA_CAPSNET, "first-five gain", 0.15, CAPSNET)
     runs = [
         record(network, "mnist", seed=seed, accuracies=[90 + seed + gain] * 5 + [99])
         for network, gain in (("capsnet", 0), ("da-capsnet", 0.2))
@@ -224,8 +227,8 @@ def test_runs_under_other_conditions_are_never_averaged_or_compared():
     longer = [record(seed=seed, accuracies=[99.0] * 9) for seed in range(2)]
     other_rate = [record("da-capsnet", seed=seed, accuracies=[99.0] * 3, lr=0.1) for seed in range(2)]
     table = cells(records(*many, *longer, *other_rate))
-    assert set(table) == {("fashion-mnist", "capsnet", "paper")}
-    assert table["fashion-mnist", "capsnet", "paper"].records == tuple(longer)
+    assert set(table) == {(FASHION, CAPSNET, "paper")}
+    assert table[FASHION, CAPSNET, "paper"].records == tuple(longer)
     assert judged(GAIN, records(*many, *longer, *other_rate)).verdict == "not run"
 
 
@@ -234,13 +237,13 @@ def test_a_wider_network_with_its_own_rate_is_compared_and_one_on_more_images_is
     wider = [record("capsnet, width 256", seed=seed, accuracies=[91.0] * 3, lr=0.00025, width=256) for seed in range(2)]
     more = [dataclasses.replace(record("da-capsnet", seed=seed), training_images=101) for seed in range(2)]
     table = cells(records(*runs, *wider, *more))
-    assert {network for _, network, _ in table} == {"capsnet", "capsnet, width 256"}
+    assert {network for _, network, _ in table} == {CAPSNET, variant("capsnet", width=256)}
 
 
 def test_several_seeds_are_those_of_one_network():
     runs = [record(seed=seed, accuracies=[90.0] * 3) for seed in range(2)]
     scattered = [record(name, seed=s, accuracies=[95.0] * 9) for s, name in enumerate(("capsnet", "da-capsnet"))]
-    assert cells(records(*runs, *scattered))["fashion-mnist", "capsnet", "paper"].records == tuple(runs)
+    assert cells(records(*runs, *scattered))[FASHION, CAPSNET, "paper"].records == tuple(runs)
 
 
 def test_several_seeds_count_before_epochs_and_epochs_before_runs():
@@ -248,4 +251,4 @@ def test_several_seeds_count_before_epochs_and_epochs_before_runs():
     longer = [record(seed=seed, accuracies=[99.0] * 9) for seed in range(2)]
     single = [record(seed=0, accuracies=[99.0] * 50)]
     for members, counted in (((*many, *single), many), ((*many, *longer, *single), longer), (single, single)):
-        assert cells(records(*members))["fashion-mnist", "capsnet", "paper"].records == tuple(counted)
+        assert cells(records(*members))[FASHION, CAPSNET, "paper"].records == tuple(counted)

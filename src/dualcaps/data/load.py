@@ -314,7 +314,8 @@ def load_labelled(
         raise unknown_source(str(source))
     channels, height, width = image_shape
     if root.is_file() or list_parquet(root):
-        config = DataConfig(str(root), image_size=(height, width), channels=channels, value_range=value_range)
+        grey_or_colour = 1 if channels == 1 else 3
+        config = DataConfig(str(root), image_size=(height, width), channels=grey_or_colour, value_range=value_range)
         content = own_source(root, config).read()
         _check_known(content.classes, classes, root)
         numbers = np.array([classes.index(name) for name in content.classes])

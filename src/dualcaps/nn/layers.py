@@ -80,7 +80,8 @@ class LayerStack(nn.Sequential):
 def _is_plain(layer: nn.Module | None, types: tuple[type[nn.Module], ...]) -> bool:
     """Whether a layer is exactly of one of these types, without hooks or a forward of its own."""
     return (
-        type(layer) in types
+        layer is not None
+        and type(layer) in types
         and "forward" not in layer.__dict__
         and not (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks)
     )

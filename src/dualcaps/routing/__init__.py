@@ -29,7 +29,7 @@ def route(
     *,
     method: str = "dynamic",
     couplings: bool = False,
-    trace: bool = False,
+    trace: list[RoutingIteration] | None = None,
     **options: Any,
 ) -> Routing:
     """Route votes to parent capsules.
@@ -41,8 +41,8 @@ def route(
         method: the registered name of a routing method. One with parameters is constructed with their
             initial values; to train them, use `RoutingLayer` or a network.
         couplings: whether to return the couplings of the last iteration too, which costs memory.
-        trace: whether to return logits, couplings and poses of each iteration in `Routing.iterations`, as far as
-            the method has them.
+        trace: a list to which logits, couplings and poses of each iteration are appended, as far as the method has
+            them.
         **options: further arguments of the method, for "dynamic" see `route_dynamic`.
 
     Returns:
@@ -97,7 +97,11 @@ class RoutingLayer(nn.Module):
             self.module = self._found.registered(parents, children, dim, **options)
 
     def forward(
-        self, votes: Float[Tensor, "batch parents children dim"], *, couplings: bool = False, trace: bool = False
+        self,
+        votes: Float[Tensor, "batch parents children dim"],
+        *,
+        couplings: bool = False,
+        trace: list[RoutingIteration] | None = None,
     ) -> Routing:
         """Route; `couplings` and `trace` as in `route`."""
         if self.module is None:
@@ -137,7 +141,13 @@ class _Method:
                 raise ModelError(known if self.options else f"routing {self.name} has no options, got {option!r}")
 
     def call(
-        self, call: Any, votes: Tensor, iterations: int, options: Mapping[str, Any], couplings: bool, trace: bool
+        self,
+        call: Any,
+        votes: Tensor,
+        iterations: int,
+        options: Mapping[str, Any],
+        couplings: bool,
+        trace: list[RoutingIteration] | None,
     ) -> Routing:
         asked = {name: value for name, value in (("couplings", couplings), ("trace", trace)) if name in self.returns}
         if self.name != "dynamic":  # which has kernels for half precision
@@ -146,7 +156,7 @@ class _Method:
             found = call(votes, iterations, **options, **asked)
         if not isinstance(found, Routing):
             raise ModelError(f"routing {self.name} must return dualcaps.Routing, got {type(found).__name__}")
-        return found if couplings or trace else found._replace(couplings=None)
+        return found if couplings else found._replace(couplings=None)
 
 
 def _resolve(method: str) -> _Method:

@@ -25,17 +25,13 @@ class RoutingIteration(NamedTuple):
 class Routing(NamedTuple):
     """Result of routing.
 
-    parents: the poses of the parent capsules; of dynamic routing each of length below 1.
+    parents: the poses of the parent capsules; the length of each, in [0, 1], is how sure it is to be present.
     couplings: how much of child i went to parent j in the last iteration, in [0, 1]. None where they
         were not asked for.
-    activations: how sure each parent is that it is present, in [0, 1]; None where it is the pose's length.
-    iterations: an entry for each iteration where they were asked for, otherwise empty.
     """
 
     parents: Float[Tensor, "batch parents dim"]
     couplings: Float[Tensor, "batch parents children"] | None = None
-    activations: Float[Tensor, "batch parents"] | None = None
-    iterations: tuple[RoutingIteration, ...] = ()
 
 
 def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:

@@ -100,22 +100,21 @@ class Run:
         if written_as == 1:
             sections, provenance = from_format_1(sections, provenance)
         try:
-            configs = [
-                from_json(kind, sections[name])
-                for name, kind in (("model", ModelConfig), ("training", TrainConfig), ("data", DataConfig))
-            ]
+            model = from_json(ModelConfig, sections["model"])
+            training = from_json(TrainConfig, sections["training"])
+            data = from_json(DataConfig, sections["data"])
         except (ValueError, TypeError) as error:
             known = str(error) if isinstance(error, DualcapsError) else f"not of this version ({error})"
             raise RunError(f"{path / CONFIG}: {known}: use the dualcaps version that wrote it") from error
-        model, training, data = configs
         classes = tuple(map(str, sections["classes"]))
         if len(classes) != model.num_classes:
             raise RunError(
                 f"{path / CONFIG}: {len(classes)} class names for {model.num_classes} classes: {TRAIN_AGAIN}"
             )
-        history = read_metrics(path) if (path / METRICS).is_file() else []
+        finished = (path / RESULT).is_file()
+        history = read_metrics(path) if finished or (path / METRICS).is_file() else []
         result = None
-        if (path / RESULT).is_file():
+        if finished:
             fields = {"selected_epoch": int, "test_accuracy": float, "precision": str}
             result = _with(_read_json(path / RESULT), fields, path / RESULT)
             if not 1 <= result["selected_epoch"] <= len(history):

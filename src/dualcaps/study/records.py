@@ -199,9 +199,11 @@ def read_records(sources: Sequence[str | Path]) -> Records:
                     continue
                 record = record_of(run)
             except RunError as error:
-                if (folder / runs.RESULT).is_file() or _is_run(folder):
-                    reason = str(error).replace(f"{source}{os.sep}", "")
-                    failures[_name_by_configuration(folder) or _below(source, folder)] = reason
+                name = _name_by_configuration(folder)
+                if (folder / runs.RESULT).is_file():
+                    failures[name or _below(source, folder)] = str(error).replace(f"{source}{os.sep}", "")
+                elif name is not None:
+                    failures.setdefault(name, "not finished")
                 continue
             found[record.run] = record
             if (folder / runs.STRIPS).is_dir():
@@ -274,11 +276,6 @@ def _key_of(run: Run) -> DataKey:
 def _below(source: Path, path: Path) -> str:
     """A path relative to a source."""
     return path.name if path == source else str(path.relative_to(source))
-
-
-def _is_run(folder: Path) -> bool:
-    """Whether a folder that cannot be read as a run was meant to be one."""
-    return _name_by_configuration(folder) is not None
 
 
 def _name_by_configuration(folder: Path) -> str | None:
@@ -414,7 +411,7 @@ def _identity(settings: str) -> dict[str, Any]:
     model = from_json(ModelConfig, runs.from_format_1(asked, {"data": {}})[0]["model"])
     data = asked["data"]
     return {
-        "data": data_key(data["source"], data.get("split"), data.get("place", "")),
+        "data": DataKey(data["source"], data.get("split") or "", data.get("place", "")),
         "network": Variant.of(model),
     }
 

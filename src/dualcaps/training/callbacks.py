@@ -322,7 +322,7 @@ class TrackioLogger(Callback):
 
     def __init__(self, project: str = "dualcaps") -> None:
         try:
-            import trackio
+            import trackio  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise ConfigError("--logger trackio needs trackio: pip install 'dualcaps[trackio]'") from error
         self._trackio, self._project, self._open = trackio, project, False

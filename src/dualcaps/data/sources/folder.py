@@ -211,8 +211,8 @@ def _refuse_pieces(folder: Path, children: Sequence[Path]) -> None:
         if len(inside[0]) > 1 and all(names == inside[0] for names in inside):
             both = f"{display_path(pieces[0].name)} and {display_path(pieces[1].name)}"
             raise DataError(
-                f"{display_path(folder)}: {both} hold the same sub-folders: name the parts train, val and test, or point "
-                "to one of them"
+                f"{display_path(folder)}: {both} hold the same sub-folders: name the parts train, val and test, or "
+                "point to one of them"
             )
 
 

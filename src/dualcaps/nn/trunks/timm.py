@@ -46,7 +46,7 @@ def build_timm_trunk(config: ModelConfig, name: str, stage: int | None = None, *
         ModelError: timm is not installed, does not know the name, or the backbone has no such stage.
     """
     try:
-        import timm
+        import timm  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ModelError(f"--trunk timm:{name} needs timm: pip install 'dualcaps[timm]'") from error
     try:

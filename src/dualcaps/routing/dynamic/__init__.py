@@ -27,7 +27,7 @@ def route_dynamic(
     update: Update = "accumulate",
     implementation: Implementation = "auto",
     couplings: bool = True,
-    trace: bool = False,
+    trace: list[RoutingIteration] | None = None,
 ) -> Routing:
     """Route votes to parent capsules by agreement (Eqs. 1-7; Sabour, Frosst & Hinton 2017, arXiv:1710.09829).
 
@@ -45,7 +45,7 @@ def route_dynamic(
         implementation: "triton" (one fused kernel, CUDA), "eager" (any device) or "reference" (loops,
             very slow); "auto" is "triton" where `why_not_triton` gives no reason against it.
         couplings: whether to return the couplings, which costs memory with "triton".
-        trace: whether to return logits, couplings and poses of each iteration, computed by "eager".
+        trace: a list to which logits, couplings and poses of each iteration are appended, computed by "eager".
 
     Raises:
         ValueError: an argument outside its range, or an implementation that cannot route these votes.
@@ -53,12 +53,10 @@ def route_dynamic(
     check_arguments(iterations, squash_constant, update)
     if implementation not in get_args(Implementation):
         raise ValueError(f"implementation must be one of {', '.join(get_args(Implementation))}, got {implementation!r}")
-    if trace:
+    if trace is not None:
         if implementation not in ("auto", "eager"):
-            raise ValueError(f"the iterations are returned by implementation eager only, got {implementation!r}")
-        steps: list[RoutingIteration] = []
-        parents, found = route_eager(votes, iterations, squash_constant, update, steps)
-        return Routing(parents, found, None, tuple(steps))
+            raise ValueError(f"iterations are traced by implementation eager only, got {implementation!r}")
+        return Routing(*route_eager(votes, iterations, squash_constant, update, trace))
     if implementation == "auto":
         implementation = "triton" if votes.is_cuda and why_not_triton(votes) is None else "eager"
     elif implementation == "triton" and (reason := why_not_triton(votes)):

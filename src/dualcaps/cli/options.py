@@ -90,21 +90,20 @@ def _options_of(
     for field in dataclasses.fields(config):
         if field.name in leave_out:
             continue
-        kind, default = replaced.get(field.name, (hints[field.name], field.default))
-        doc, hint = docs[field.name], {}
+        if field.name in replaced:
+            kind, default = replaced[field.name]
+            options.append((field.name, kind, dataclasses.field(default=default)))
+            continue
+        kind, default, doc = hints[field.name], field.default, docs[field.name]
+        default_text = "" if default is None else None  # the documentation says what happens by default
         if kind is bool:
-            hint = {"help_behavior_hint": ""}
+            default_text = ""
             if default is True:  # its flag is --no-…
                 doc = f"Do not {doc[0].lower()}{doc[1:]}"
-        elif always_optional is not None and field.name not in replaced:
-            kind, default, hint = kind | None, None, {"help_behavior_hint": f"(default: {always_optional})"}
-        elif default is None:
-            hint = {"help_behavior_hint": ""}
-        argument = tyro.conf.arg(help=doc, metavar=_METAVARS.get(field.name), **hint)  # pyright: ignore
-        if field.name in replaced:
-            options.append((field.name, kind, dataclasses.field(default=default)))
-        else:
-            options.append((field.name, Annotated[kind, argument], dataclasses.field(default=default)))
+        elif always_optional is not None:
+            kind, default, default_text = kind | None, None, f"(default: {always_optional})"
+        argument = tyro.conf.arg(help=doc, metavar=_METAVARS.get(field.name), help_behavior_hint=default_text)
+        options.append((field.name, Annotated[kind, argument], dataclasses.field(default=default)))
     return dataclasses.make_dataclass(name, options, frozen=True, namespace={"__doc__": description})
 
 

@@ -12,7 +12,8 @@ install_import_hook(
     [
         # Not routing as a whole: Triton's interpreter reads its kernels' source, and finds no decorated ones.
         *(f"dualcaps.routing.dynamic.{module}" for module in ("eager", "implicit", "reference")),
-        *("dualcaps.nn", "dualcaps.losses", "dualcaps.data.augment"),
+        *(f"dualcaps.routing.{module}" for module in ("em", "inverted_attention", "self_attention", "self_routing")),
+        *("dualcaps.routing.uniform", "dualcaps.nn", "dualcaps.losses", "dualcaps.data.augment"),
     ],
     "beartype.beartype",
 )

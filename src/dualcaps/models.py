@@ -28,7 +28,7 @@ from dualcaps.nn.trunks import TIMM_PREFIX, build_trunk, describe_shape, feature
 from dualcaps.nn.trunks.timm import load_trunk_weights
 from dualcaps.registry import MODELS as MODELS
 from dualcaps.registry import TRUNKS, load_entry_points, lookup, register_model
-from dualcaps.routing import RoutingIteration, RoutingLayer, method_options, route_children
+from dualcaps.routing import RoutingIteration, RoutingLayer, iterates, method_options, route_children
 
 PARENT_DIM = 16
 _SABOUR_CHILD_DIM = 8
@@ -462,8 +462,10 @@ def configure(
             raise ModelError(unknown_name(f"switch of {name}", option, dict.fromkeys([*fields, *known])))
     if entry.value is CapsNet:
         available = method_options(config.routing)
-        for switch in ("squash_constant", "update"):
-            if switch in switches and switch not in available and switches[switch] != entry.defaults.get(switch):
+        if iterates(config.routing):
+            available = (*available, "iterations")
+        for switch in ("iterations", "squash_constant", "update"):
+            if switch in switches and switch not in available and switches[switch] != default_switches(name)[switch]:
                 raise ModelError(f"routing {config.routing} has no {switch}: leave that option out")
     return dataclasses.replace(config, options=tuple(sorted(options.items())))
 

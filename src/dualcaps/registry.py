@@ -94,10 +94,10 @@ def register_routing(name: str) -> Callable[[_T], _T]:
     """Register a routing method under a name of `route` and `ModelConfig.routing`.
 
     Returns:
-        A decorator for a function `(votes, iterations, **options) -> Routing`, or, for a method with
-        parameters, a `torch.nn.Module` class constructed with `(parents, children, dim, **options)` whose
-        `forward(votes, iterations)` returns `Routing`. Votes are float [B, parents, children, dim]. Arguments named
-        `couplings` and `trace` are given as in `route`.
+        A decorator for a function `(votes, **options) -> Routing`, or, for a method with parameters, a
+        `torch.nn.Module` class constructed with `(parents, children, dim, **options)` whose `forward(votes)`
+        returns `Routing`. Votes are float [B, parents, children, dim]. A function or `forward` that has arguments
+        named `iterations`, `couplings` and `trace` is given them as in `route`.
 
     Raises:
         ConfigError: the name is already registered.

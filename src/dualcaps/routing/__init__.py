@@ -18,9 +18,14 @@ from dualcaps.errors import ModelError, unknown_name
 from dualcaps.registry import ROUTING_METHODS, lookup
 from dualcaps.routing.dynamic import route_children as route_children
 from dualcaps.routing.dynamic.eager import squash as squash
+from dualcaps.routing.em import EMRouting as EMRouting
+from dualcaps.routing.inverted_attention import InvertedAttentionRouting as InvertedAttentionRouting
+from dualcaps.routing.self_attention import SelfAttentionRouting as SelfAttentionRouting
+from dualcaps.routing.self_routing import SelfRouting as SelfRouting
 from dualcaps.routing.types import Routing as Routing
 from dualcaps.routing.types import RoutingIteration as RoutingIteration
 from dualcaps.routing.types import without_autocast
+from dualcaps.routing.uniform import route_uniform as route_uniform
 
 
 def route(
@@ -115,6 +120,11 @@ class RoutingLayer(nn.Module):
         return f"{self.method}, iterations={self.iterations}"
 
 
+def iterates(method: str) -> bool:
+    """Whether a method has iterations; raises ModelError for an unknown one."""
+    return "iterations" in _resolve(method).takes
+
+
 def method_options(method: str) -> tuple[str, ...]:
     """Names of a method's own options, beside votes, iterations and what to return.
 
@@ -132,7 +142,7 @@ class _Method:
     registered: Any
     has_parameters: bool
     options: tuple[str, ...]
-    returns: frozenset[str]
+    takes: frozenset[str]
 
     def check_options(self, options: Mapping[str, Any]) -> None:
         for option in options:
@@ -149,11 +159,12 @@ class _Method:
         couplings: bool,
         trace: list[RoutingIteration] | None,
     ) -> Routing:
-        asked = {name: value for name, value in (("couplings", couplings), ("trace", trace)) if name in self.returns}
+        asked = {"iterations": iterations, "couplings": couplings, "trace": trace}
+        asked = {name: value for name, value in asked.items() if name in self.takes}
         if self.name != "dynamic":  # which has kernels for half precision
             votes = votes.to(torch.promote_types(votes.dtype, torch.float32))
         with without_autocast(votes):
-            found = call(votes, iterations, **options, **asked)
+            found = call(votes, **options, **asked)
         if not isinstance(found, Routing):
             raise ModelError(f"routing {self.name} must return dualcaps.Routing, got {type(found).__name__}")
         return found if couplings else found._replace(couplings=None)
@@ -174,7 +185,7 @@ def _inspect(name: str, registered: Any) -> _Method:
         registered,
         has_parameters,
         tuple(option for option in construct if option not in common),
-        frozenset({"couplings", "trace"} & call.keys()),
+        frozenset({"iterations", "couplings", "trace"} & call.keys()),
     )
 
 

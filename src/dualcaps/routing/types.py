@@ -34,6 +34,18 @@ class Routing(NamedTuple):
     couplings: Float[Tensor, "batch parents children"] | None = None
 
 
+def safe_length(vectors: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch 1"]:
+    """Lengths over the last axis, 1e-6 at least, with a finite gradient at zero."""
+    return (vectors.square().sum(dim=-1, keepdim=True) + 1e-12).sqrt()
+
+
+def scale_to_length(
+    vectors: Float[Tensor, "*batch dim"], lengths: Float[Tensor, "*batch 1"]
+) -> Float[Tensor, "*batch dim"]:
+    """Vectors of the same direction with the given lengths; zero vectors stay zero."""
+    return vectors * (lengths / safe_length(vectors))
+
+
 def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
     """Computation in the tensor's own type: autocast would round the sums over the children to bfloat16."""
     if tensor.device.type == "meta":  # which has no autocast

@@ -1,0 +1,27 @@
+"""Uniform routing: every child counts equally, nothing iterates."""
+
+from jaxtyping import Float
+from torch import Tensor
+
+from dualcaps.registry import register_routing
+from dualcaps.routing.dynamic.eager import squash
+from dualcaps.routing.types import Routing
+
+
+@register_routing("uniform")
+def route_uniform(
+    votes: Float[Tensor, "batch parents children dim"], *, squash_constant: float = 0.5, couplings: bool = True
+) -> Routing:
+    """Couple every child equally to all parents: `c_ij = 1 / J`, `v_j = squash(sum_i c_ij u_j|i)`.
+
+    Dynamic routing with one iteration. Paik, Kwak & Kim 2019 (arXiv:1907.13327) and Gu & Tresp 2020
+    (arXiv:1911.07968) find that routing to be no better than it, so that it belongs in every comparison.
+
+    Args:
+        votes: see `dualcaps.route`.
+        squash_constant: k > 0 of the squash.
+        couplings: whether to return the couplings.
+    """
+    batch, parents, children, _ = votes.shape
+    poses = squash(votes.sum(dim=2) / parents, squash_constant)
+    return Routing(poses, votes.new_full((batch, parents, children), 1 / parents) if couplings else None)

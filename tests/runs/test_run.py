@@ -1,7 +1,8 @@
 """The run folder: nothing half written, nothing half read."""
 
 import json
-import multiprocessing
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -144,28 +145,26 @@ def test_a_run_of_format_1_is_converted():
     assert converted["model"] == {"name": "sabour-capsnet", "trunk": "sabour", "votes": "position"}
 
 
-def try_to_lock(path: Path, answer) -> None:
-    try:
-        with runs.locked(path):
-            answer.put("locked")
-    except RunError as error:
-        answer.put(str(error))
-
-
 def test_one_process_at_a_time_trains_in_a_folder(tmp_path: Path):
-    context = multiprocessing.get_context("spawn")
+    script = """
+import sys
+from pathlib import Path
+from dualcaps.errors import RunError
+from dualcaps.runs.run import locked
+try:
+    with locked(Path(sys.argv[1])):
+        print("locked")
+except RunError as error:
+    print(error)
+"""
 
     def other_process() -> str:
-        answer = context.Queue()
-        process = context.Process(target=try_to_lock, args=(tmp_path, answer))
-        process.start()
-        message = answer.get(timeout=60)
-        process.join()
-        return message
+        command = [sys.executable, "-c", script, str(tmp_path)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
 
     with runs.locked(tmp_path):
         assert "another process is training" in other_process()
-    assert other_process() == "locked"
+    assert other_process() == "locked\n"
 
 
 def test_the_environment_names_versions_and_machine():

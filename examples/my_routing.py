@@ -30,4 +30,4 @@ def route_by_cosine(votes: Tensor, iterations: int, *, sharpness: float = 4.0, t
         if iteration < iterations - 1:
             parents = torch.nn.functional.normalize(poses, dim=-1)
             logits = sharpness * torch.einsum("bjnd,bjd->bjn", directions, parents)
-    return Routing(poses, couplings)
+    return Routing(poses, couplings)  # pyright: ignore[reportPossiblyUnboundVariable]

@@ -4,6 +4,8 @@ Each function takes the votes of a sample `[J, N, D]`, the method's parameters b
 returns the poses `[J, D]` and couplings `[J, N]`.
 """
 
+# pyright: reportPossiblyUnboundVariable=false, reportReturnType=false
+
 import math
 
 import torch

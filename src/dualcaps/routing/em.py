@@ -71,4 +71,4 @@ class EMRouting(nn.Module):
             if t < iterations:
                 density = -(square / variance.unsqueeze(2) + (2 * torch.pi * variance).log().unsqueeze(2)).sum(-1) / 2
                 logits = nn.functional.logsigmoid(activation_logits).unsqueeze(-1) + density
-        return Routing(poses, couplings)
+        return Routing(poses, couplings)  # pyright: ignore[reportPossiblyUnboundVariable]

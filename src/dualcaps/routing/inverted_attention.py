@@ -46,4 +46,4 @@ class InvertedAttentionRouting(nn.Module):
                 trace.append(RoutingIteration(logits, couplings, poses))
             if iteration < iterations - 1:
                 logits = torch.matmul(votes, directions.unsqueeze(-1)).squeeze(-1)
-        return Routing(poses, couplings)
+        return Routing(poses, couplings)  # pyright: ignore[reportPossiblyUnboundVariable]

@@ -18,7 +18,7 @@ install_import_hook(
     "beartype.beartype",
 )
 
-from collections.abc import Callable  # noqa: E402
+from collections.abc import Callable, Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import NamedTuple  # noqa: E402
 
@@ -27,7 +27,7 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from dualcaps import DataError  # noqa: E402
+from dualcaps import DataError, registry  # noqa: E402
 from dualcaps.data.sources import DataSet  # noqa: E402
 
 hypothesis.settings.register_profile("dualcaps", deadline=None, max_examples=30, derandomize=True)
@@ -54,6 +54,20 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         raise DataError("no network in the tests")
 
     monkeypatch.setattr("dualcaps.data.load.fetch", no_network)
+
+
+@pytest.fixture
+def own_registry() -> Iterator[None]:
+    """Forget afterwards what a test's plug-ins registered."""
+    registries = (
+        *(registry.MODELS, registry.TRUNKS, registry.ROUTING_METHODS, registry.DATASETS, registry.EXPERIMENTS),
+        registry._plugin_files,
+    )
+    before = [dict(entries) for entries in registries]
+    yield
+    for entries, kept in zip(registries, before, strict=True):
+        entries.clear()
+        entries.update(kept)
 
 
 class Said(NamedTuple):

@@ -1,31 +1,17 @@
 """The examples work through the Python interface and the command line."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 import dualcaps
-import dualcaps.models
-import dualcaps.study.experiments
-from dualcaps import registry
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-@pytest.fixture(autouse=True)
-def own_registry() -> Iterator[None]:
-    """Forget afterwards what the examples registered."""
-    registries = (
-        *(registry.MODELS, registry.TRUNKS, registry.ROUTING_METHODS, registry.DATASETS, registry.EXPERIMENTS),
-        registry._plugin_files,
-    )
-    before = [dict(entries) for entries in registries]
-    yield
-    for entries, kept in zip(registries, before, strict=True):
-        entries.clear()
-        entries.update(kept)
+pytestmark = pytest.mark.usefixtures("own_registry")
 
 
 def test_the_routing_method_has_at_most_40_lines():

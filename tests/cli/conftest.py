@@ -1,7 +1,6 @@
 """A trained run that the tests of several commands share."""
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,7 @@ import pytest
 from conftest import draw_shape
 from PIL import Image
 
-from dualcaps import cli, registry
+from dualcaps import cli
 
 from .messages import FAST
 
@@ -46,17 +45,3 @@ def run(shared: Path) -> Path:
 def run_copy(run: Path, tmp_path: Path) -> Path:
     """A finished run of `shapes` that may be changed."""
     return shutil.copytree(run, tmp_path / "run")
-
-
-@pytest.fixture
-def own_registry() -> Iterator[None]:
-    """Forget afterwards what a test's plug-ins registered."""
-    registries = (
-        *(registry.MODELS, registry.TRUNKS, registry.ROUTING_METHODS, registry.DATASETS, registry.EXPERIMENTS),
-        registry._plugin_files,
-    )
-    before = [dict(entries) for entries in registries]
-    yield
-    for entries, kept in zip(registries, before, strict=True):
-        entries.clear()
-        entries.update(kept)

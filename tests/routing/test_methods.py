@@ -16,9 +16,8 @@ from dualcaps.registry import ROUTING_METHODS
 from dualcaps.routing import RoutingLayer, iterates
 
 METHODS = sorted(ROUTING_METHODS)
-WITH_PARAMETERS = [name for name in METHODS if isinstance(ROUTING_METHODS[name].value, type)]
 OPTIONS = {"em": {"inverse_temperature": 1.0}}  # steeper than the default
-PER_CHILD = {"self-attention": (1,), "self-routing": (1,)}  # axis of the children in each of its parameters
+PER_CHILD = {"self-attention", "self-routing"}  # their parameters are [parents, children, …]
 
 
 def layer(method: str, votes: Tensor, iterations: int = 3, seed: int = 0) -> RoutingLayer:
@@ -155,7 +154,8 @@ def test_the_last_traced_iteration_is_the_result(method: str):
     made = layer(method, votes)
     trace = []
     found = made(votes, couplings=True, trace=trace)
-    if "trace" not in inspect.signature(getattr(ROUTING_METHODS[method].value, "forward", route_of(method))).parameters:
+    registered = ROUTING_METHODS[method].value
+    if "trace" not in inspect.signature(getattr(registered, "forward", registered)).parameters:
         assert not trace
         return
     assert len(trace) == (3 if iterates(method) else 1)
@@ -163,10 +163,6 @@ def test_the_last_traced_iteration_is_the_result(method: str):
     torch.testing.assert_close(trace[-1].couplings, found.couplings)
     for iteration in trace:
         torch.testing.assert_close(iteration.logits.softmax(dim=1), iteration.couplings)
-
-
-def route_of(method: str) -> Any:
-    return ROUTING_METHODS[method].value
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if not iterates(name)])

@@ -4,14 +4,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dualcaps.registry import register_routing
-from dualcaps.routing.dynamic.eager import squash
+from dualcaps.routing.dynamic.eager import route_eager
 from dualcaps.routing.types import Routing
 
 
 @register_routing("uniform")
-def route_uniform(
-    votes: Float[Tensor, "batch parents children dim"], *, squash_constant: float = 0.5, couplings: bool = True
-) -> Routing:
+def route_uniform(votes: Float[Tensor, "batch parents children dim"], *, squash_constant: float = 0.5) -> Routing:
     """Couple every child equally to all parents: `c_ij = 1 / J`, `v_j = squash(sum_i c_ij u_j|i)`.
 
     Dynamic routing with one iteration. Paik, Kwak & Kim 2019 (arXiv:1907.13327) and Gu & Tresp 2020
@@ -20,8 +18,5 @@ def route_uniform(
     Args:
         votes: see `dualcaps.route`.
         squash_constant: k > 0 of the squash.
-        couplings: whether to return the couplings.
     """
-    batch, parents, children, _ = votes.shape
-    poses = squash(votes.sum(dim=2) / parents, squash_constant)
-    return Routing(poses, votes.new_full((batch, parents, children), 1 / parents) if couplings else None)
+    return Routing(*route_eager(votes, 1, squash_constant, "accumulate"))

@@ -1,6 +1,7 @@
 """Shared fixtures; shapes and types are checked at run time in tests only."""
 
 import os
+import shutil
 
 import torch
 from jaxtyping import install_import_hook
@@ -23,11 +24,10 @@ from pathlib import Path  # noqa: E402
 from typing import NamedTuple  # noqa: E402
 
 import hypothesis  # noqa: E402
-import numpy as np  # noqa: E402
 import pytest  # noqa: E402
-from PIL import Image  # noqa: E402
+from support import skip_pictures, write_shapes  # noqa: E402
 
-from dualcaps import DataError, registry  # noqa: E402
+from dualcaps import DataError, TrainConfig, create_model, fit, load_data, registry  # noqa: E402
 from dualcaps.data.sources import DataSet  # noqa: E402
 
 hypothesis.settings.register_profile("dualcaps", deadline=None, max_examples=30, derandomize=True)
@@ -96,21 +96,46 @@ def run_cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
     return run
 
 
-def draw_shape(kind: int, size: tuple[int, int], random: np.random.Generator) -> np.ndarray:
-    """A grey image that shows one of three easily told patterns, with noise."""
-    height, width = size
-    rows, columns = np.mgrid[:height, :width]
-    pattern = (rows // 2 % 2, columns // 2 % 2, (rows + columns) // 3 % 2)[kind % 3]
-    return (pattern * 200 + random.integers(0, 55, size)).astype(np.uint8)
-
-
 @pytest.fixture
 def shapes_folder(tmp_path: Path) -> Path:
     """Three classes of twelve grey 12x12 images."""
-    random = np.random.default_rng(0)
-    folder = tmp_path / "shapes"
-    for kind, name in enumerate(("across", "down", "slanted")):
-        (folder / name).mkdir(parents=True)
-        for number in range(12):
-            Image.fromarray(draw_shape(kind, (12, 12), random)).save(folder / name / f"{number:02}.png")
+    return write_shapes(tmp_path / "shapes")
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainings in this process draw no pictures."""
+    skip_pictures(monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the images `shapes` and the finished run `run`, trained on them; not to be changed."""
+    folder = tmp_path_factory.mktemp("shared")
+    write_shapes(folder / "shapes")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        skip_pictures(patch)
+        data = load_data(folder / "shapes")
+        torch.manual_seed(0)
+        config = TrainConfig(epochs=2, precision="float32", device="cpu")
+        fit(create_model("capsnet", data.image_shape, 3), data, config, out=folder / "run", quiet=True)
     return folder
+
+
+@pytest.fixture
+def shapes(shared: Path) -> Path:
+    """Three classes of twelve grey 12x12 images, not to be changed."""
+    return shared / "shapes"
+
+
+@pytest.fixture
+def run(shared: Path) -> Path:
+    """A finished run of `shapes`, not to be changed."""
+    return shared / "run"
+
+
+@pytest.fixture
+def run_copy(run: Path, tmp_path: Path) -> Path:
+    """A finished run of `shapes` that may be changed."""
+    return shutil.copytree(run, tmp_path / "run")

@@ -3,11 +3,9 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from conftest import draw_shape
-from PIL import Image
+from support import write_shapes
 
 from dualcaps import TrainConfig, create_model, fit, load_data
 
@@ -23,15 +21,10 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
+@pytest.mark.usefixtures("no_pictures", "one_thread")
 @pytest.mark.parametrize("name", GOLDEN["losses"])
-def test_the_losses_are_those_recorded(name: str, tmp_path: Path, one_thread: None):
-    random = np.random.default_rng(0)
-    for kind, label in enumerate(("across", "down", "slanted")):
-        (tmp_path / "shapes" / label).mkdir(parents=True)
-        for number in range(12):
-            picture = Image.fromarray(draw_shape(kind, (20, 20), random))
-            picture.save(tmp_path / "shapes" / label / f"{number:02}.png")
-    data = load_data(tmp_path / "shapes")
+def test_the_losses_are_those_recorded(name: str, tmp_path: Path):
+    data = load_data(write_shapes(tmp_path / "shapes", (20, 20)))
     torch.manual_seed(0)
     model = create_model(name, data.image_shape, 3)
     config = TrainConfig(epochs=3, batch_size=8, precision="float32", device="cpu")

@@ -27,16 +27,6 @@ from dualcaps import (
 from dualcaps.inference import choose_device, choose_precision, evaluate_run, predict_files
 
 
-@pytest.fixture
-def run(shapes_folder: Path, tmp_path: Path) -> Path:
-    """A finished run that knows the three patterns a little."""
-    data = load_data(shapes_folder)
-    torch.manual_seed(0)
-    model = create_model("capsnet", data.image_shape, 3)
-    config = TrainConfig(epochs=2, batch_size=8, precision="float32", device="cpu")
-    return fit(model, data, config, out=tmp_path / "run", quiet=True).run
-
-
 def answers(truth, guess, classes: int) -> Evaluation:
     """An evaluation of these predictions."""
     return Evaluation(np.eye(classes)[np.asarray(guess)], np.asarray(truth), tuple("abcdefgh"[:classes]))
@@ -130,7 +120,11 @@ def test_bfloat16_predictions_are_near_and_leave_the_network_as_it_was(name: str
     torch.testing.assert_close(model.train()(images / 255).lengths, exact, atol=1e-4, rtol=0) if name != "cnn" else None
 
 
-def test_a_run_is_evaluated_on_its_own_test_part_or_another_folder(run: Path, shapes_folder: Path, tmp_path: Path):
+@pytest.mark.usefixtures("no_pictures")
+def test_a_run_is_evaluated_on_its_own_test_part_or_another_folder(shapes_folder: Path, tmp_path: Path):
+    data = load_data(shapes_folder)
+    config = TrainConfig(epochs=1, precision="float32", device="cpu")
+    run = fit(create_model("capsnet", data.image_shape, 3), data, config, out=tmp_path / "run", quiet=True).run
     evaluated = evaluate_run(run)
     own = evaluated.evaluation
     assert own.confusion.sum() == len(load_data(shapes_folder).test)
@@ -149,28 +143,28 @@ def test_a_run_is_evaluated_on_its_own_test_part_or_another_folder(run: Path, sh
         evaluate_run(run)
 
 
-def test_damaged_runs_are_named(run: Path):
-    config = json.loads((run / "config.json").read_text())
+def test_damaged_runs_are_named(run_copy: Path):
+    config = json.loads((run_copy / "config.json").read_text())
 
     def with_config(change) -> None:
-        (run / "config.json").write_text(json.dumps(config | change))
+        (run_copy / "config.json").write_text(json.dumps(config | change))
 
     with_config({"model": config["model"] | {"decoder": False}})
     with pytest.raises(RunError, match=r"model\.safetensors: not the weights"):
-        load_model(run)
+        load_model(run_copy)
     with_config({"model": config["model"] | {"depth": 4}})
     with pytest.raises(RunError, match=r"not of this version .*depth"):
-        load_model(run)
+        load_model(run_copy)
     with_config({"classes": ["only one"]})
     with pytest.raises(RunError, match="class names"):
-        load_model(run)
+        load_model(run_copy)
     with_config({})
-    (run / "result.json").unlink()
+    (run_copy / "result.json").unlink()
     with pytest.warns(UserWarning, match="is not finished: these are the weights of epoch"):
-        load_model(run)
-    (run / "model.safetensors").unlink()
+        load_model(run_copy)
+    (run_copy / "model.safetensors").unlink()
     with pytest.raises(RunError, match="no epoch is finished yet"):
-        load_model(run)
+        load_model(run_copy)
 
 
 def test_devices_and_precisions_are_chosen_or_named():

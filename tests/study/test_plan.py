@@ -1,5 +1,6 @@
 """Experiments: planned in a sensible order, run once each, safe against failures and kills."""
 
+import dataclasses
 import math
 import shutil
 import signal
@@ -122,7 +123,7 @@ def test_a_run_leaves_a_record_and_strips_of_its_reconstructions(shapes_folder: 
 
 
 def test_a_failing_run_is_noted_and_the_others_go_on(shapes_folder: Path, tmp_path: Path):
-    planned = plan(shapes_folder, seeds=2, protocols=["clean"])
+    planned = plan(shapes_folder, networks=1, seeds=2, protocols=["clean"])
     out = tmp_path / "out"
     broken = out / planned[0].folder
     broken.parent.mkdir(parents=True)
@@ -130,8 +131,8 @@ def test_a_failing_run_is_noted_and_the_others_go_on(shapes_folder: Path, tmp_pa
     said: list[Progress] = []
     failures = reproduce(planned, out, jobs=2, on_progress=said.append)
     assert [failure.run for failure in failures] == [planned[0].name]
-    assert [is_finished(run, out) for run in planned] == [False, True, True, True]
-    assert sum(progress.ended for progress in said) == 4
+    assert [is_finished(run, out) for run in planned] == [False, True]
+    assert sum(progress.ended for progress in said) == 2
     assert all(progress.seconds_left >= 0 for progress in said)
     records = read_records([out])
     assert records.failures == (tuple(failures[0]),)
@@ -278,62 +279,68 @@ def test_a_control_named_first_does_not_push_the_networks_back():
     ]
 
 
-def test_damaged_runs_fail_alone_until_their_folders_are_removed(shapes_folder: Path, tmp_path: Path):
-    planned = plan(shapes_folder, networks=1, seeds=5, protocols=["clean"])
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize("file", ["config.json", "provenance.json", "metrics.jsonl", "result.json"])
+def test_a_damaged_run_is_named_until_its_folder_is_removed(shapes_folder: Path, tmp_path: Path, file: str):
+    (run,) = plan(shapes_folder, networks=1, seeds=1, protocols=["clean"])
     out = tmp_path / "out"
-    perform(planned[0], out)
-    damaged = dict(zip(("config.json", "provenance.json", "metrics.jsonl", "result.json"), planned, strict=False))
-    for run in damaged.values():
-        if run != planned[0]:
-            shutil.copytree(out / planned[0].folder, out / run.folder)
-    for file, run in damaged.items():
-        (out / run.folder / file).write_text("no json")
-        assert not is_finished(run, out)
+    perform(run, out)
+    (out / run.folder / file).write_text("no json")
+    assert not is_finished(run, out)
+    with pytest.raises(RunError, match=f"{file}: damaged.*remove the run's folder and train again"):
+        perform(run, out)
+    assert read_records([out]).runs == ()
+    shutil.rmtree(out / run.folder)
+    perform(run, out)
+    assert is_finished(run, out)
+
+
+def test_a_damaged_run_does_not_stop_the_others(shapes_folder: Path, tmp_path: Path):
+    planned = plan(shapes_folder, networks=1, seeds=2, protocols=["clean"])
+    out = tmp_path / "out"
+    (out / planned[0].folder).mkdir(parents=True)
+    (out / planned[0].folder / "config.json").write_text("no json")
     failures = dict(reproduce(planned, out, on_progress=lambda _: None))
-    assert len(failures) == 4
-    for file, run in damaged.items():
-        assert f"{file}: damaged" in failures[run.name]
-        assert failures[run.name].endswith("remove the run's folder and train again")
-    assert [is_finished(run, out) for run in planned] == [False] * 4 + [True]
-    assert [record.seed for record in read_records([out]).runs] == [4]
-    for run in damaged.values():
-        shutil.rmtree(out / run.folder)
-    assert reproduce(planned[3:], out, on_progress=lambda _: None) == []
-    assert [is_finished(run, out) for run in planned] == [False] * 3 + [True] * 2
+    assert list(failures) == [planned[0].name]
+    assert "config.json: damaged" in failures[planned[0].name]
+    assert [is_finished(run, out) for run in planned] == [False, True]
+    assert [record.seed for record in read_records([out]).runs] == [1]
 
 
-def test_a_grid_that_is_killed_again_and_again_ends_as_one_that_was_not(shapes_folder: Path, tmp_path: Path):
+@pytest.mark.usefixtures("no_pictures")
+def test_a_grid_killed_twice_ends_with_the_weights_of_one_that_was_not(shapes_folder: Path, tmp_path: Path):
+    out, whole = tmp_path / "killed", tmp_path / "whole"
     command = [
         *(sys.executable, "-m", "dualcaps", "reproduce", "control-gates", "--datasets", str(shapes_folder)),
-        *("--seeds", "1", "--epochs", "12", "--precision", "float32", "--protocols", "clean", "--out"),
+        *("--seeds", "1", "--epochs", "8", "--precision", "float32", "--protocols", "clean", "--out", str(out)),
     ]
-    out = tmp_path / "killed"
+
+    def epochs_kept() -> int:
+        return sum(file.read_text().count("\n") for file in out.rglob("metrics.jsonl"))
+
     for kill in range(1, 3):
-        process = subprocess.Popen([*command, str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-        def epochs_kept() -> int:
-            return sum(file.read_text().count("\n") for file in out.rglob("metrics.jsonl"))
-
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         before = epochs_kept()
-        while epochs_kept() < max(before + 2, 8 * kill):
+        while epochs_kept() < max(before + 2, 5 * kill):
             assert process.poll() is None, "ended before it was killed"
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)  # the process alone, not its workers
         process.wait()
         assert list(out.rglob("checkpoint.safetensors")), "nothing was under way"
-    for place in (out, tmp_path / "whole"):
-        subprocess.run([*command, str(place)], check=True, capture_output=True)
-    whole, killed = (read_records([place]).runs for place in (tmp_path / "whole", out))
-    assert len(whole) == len(killed) == 3
-    for one, other in zip(whole, killed, strict=True):
-        assert (one.run, one.test_accuracy, one.selected_epoch) == (
-            other.run,
-            other.test_accuracy,
-            other.selected_epoch,
-        )
+    subprocess.run(command, check=True, capture_output=True)
+    training = dataclasses.replace(QUICK, epochs=8)
+    options = {"data_sets": [str(shapes_folder)], "training": training, "seeds": 1, "protocols": ["clean"]}
+    for run in plan_runs(["control-gates"], **options)[0]:
+        perform(run, whole)
+    expected, killed = (read_records([place]).runs for place in (whole, out))
+    assert len(expected) == len(killed) == 3
+    for one, other in zip(expected, killed, strict=True):
+        assert (one.test_accuracy, one.selected_epoch) == (other.test_accuracy, other.selected_epoch)
         assert [epoch[:4] for epoch in one.history] == [epoch[:4] for epoch in other.history]
-    for file in sorted((tmp_path / "whole").rglob("model.safetensors")):
-        twin = load_file(out / file.relative_to(tmp_path / "whole"))
+    files = sorted(whole.rglob("model.safetensors"))
+    assert len(files) == 3
+    for file in files:
+        twin = load_file(out / file.relative_to(whole))
         for name, weights in load_file(file).items():
             assert torch.equal(weights, twin[name]), (file, name)
     assert read_records([out]).failures == ()

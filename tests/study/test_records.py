@@ -1,35 +1,48 @@
 """Records from run folders and from CSV files: the same, complete, and refused where damaged."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from made_records import record
+from support import skip_pictures, write_shapes
 
 from dualcaps import RunError, TrainConfig, create_model, fit, load_data
 from dualcaps.study.experiments.card import data_key
 from dualcaps.study.records import Copy, Records, read_records, write_records
 
 
-@pytest.fixture
-def trained(shapes_folder: Path, tmp_path: Path) -> Path:
-    """A folder of two finished runs, one that is not, and a note of failures."""
-    data = load_data(shapes_folder)
-    for seed in (0, 1):
-        torch.manual_seed(seed)
-        model = create_model("da-capsnet", data.image_shape, 3, gate="sigmoid")
-        config = TrainConfig(epochs=2, seed=seed, precision="float32")
-        fit(model, data, config, out=tmp_path / "grid" / f"seed-{seed}", quiet=True)
-    unfinished = tmp_path / "grid" / "seed-1" / "copy"
+@pytest.fixture(scope="module")
+def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of two finished runs, one that is not, and a list of failures; not to be changed."""
+    folder = tmp_path_factory.mktemp("trained")
+    grid = folder / "grid"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        skip_pictures(patch)
+        data = load_data(write_shapes(folder / "shapes"))
+        for seed in (0, 1):
+            torch.manual_seed(seed)
+            model = create_model("da-capsnet", data.image_shape, 3, gate="sigmoid")
+            config = TrainConfig(epochs=2, seed=seed, precision="float32")
+            fit(model, data, config, out=grid / f"seed-{seed}", quiet=True)
+    unfinished = grid / "seed-1" / "copy"
     unfinished.mkdir()
-    (unfinished / "config.json").write_text((tmp_path / "grid" / "seed-1" / "config.json").read_text())
+    (unfinished / "config.json").write_text((grid / "seed-1" / "config.json").read_text())
     failures = [
         {"run": "da-capsnet, gate sigmoid on shapes, clean, 2 epochs, seed 0", "reason": "disk full"},
         {"run": "cnn on shapes, clean, 2 epochs, seed 0", "reason": "too small"},
     ]
-    (tmp_path / "grid" / "failures.jsonl").write_text("".join(json.dumps(failure) + "\n" for failure in failures))
-    return tmp_path / "grid"
+    (grid / "failures.jsonl").write_text("".join(json.dumps(failure) + "\n" for failure in failures))
+    return grid
+
+
+@pytest.fixture
+def trained(trained_once: Path, tmp_path: Path) -> Path:
+    """A copy of these runs that may be changed."""
+    return shutil.copytree(trained_once, tmp_path / "grid")
 
 
 def test_a_record_tells_what_the_run_folder_holds(trained: Path):

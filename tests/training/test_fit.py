@@ -27,6 +27,7 @@ from dualcaps.explain.reconstructions import reconstruction_error
 from dualcaps.runs import files
 from dualcaps.runs.run import Run
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
 TINY = TrainConfig(epochs=3, batch_size=8, precision="float32", device="cpu")
 GOLDEN = Path(__file__).parents[1] / "golden" / "loss_curve.json"
 
@@ -123,7 +124,6 @@ def kill_at(write: int, monkeypatch: pytest.MonkeyPatch, *, after: bool) -> None
 def test_stopped_at_any_write_it_resumes_to_the_same_weights(
     data: ImageDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, after: bool
 ):
-    monkeypatch.setattr("dualcaps.training.callbacks.png", lambda figure: b"drawn elsewhere, and slowly")
     network: dict[str, Any] = {"name": name} | ({} if name == "cnn" else {"caps_attention": "shared"})
     whole = train(data, tmp_path / "whole", **network)
     stops = 0

@@ -1,0 +1,37 @@
+"""What several test files share: small images of three patterns, and training without pictures."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+SHAPES = ("across", "down", "slanted")
+
+
+def draw_shape(kind: int, size: tuple[int, int], random: np.random.Generator) -> np.ndarray:
+    """A grey image of one of three patterns that are easy to tell apart, with noise."""
+    height, width = size
+    rows, columns = np.mgrid[:height, :width]
+    pattern = (rows // 2 % 2, columns // 2 % 2, (rows + columns) // 3 % 2)[kind % 3]
+    return (pattern * 200 + random.integers(0, 55, size)).astype(np.uint8)
+
+
+def write_shapes(folder: Path, size: tuple[int, int] = (12, 12)) -> Path:
+    """Write three classes of twelve grey images into a folder."""
+    random = np.random.default_rng(0)
+    for kind, name in enumerate(SHAPES):
+        (folder / name).mkdir(parents=True)
+        for number in range(12):
+            Image.fromarray(draw_shape(kind, size, random)).save(folder / name / f"{number:02}.png")
+    return folder
+
+
+def skip_pictures(patch: pytest.MonkeyPatch) -> None:
+    """Write placeholders for a training's pictures, whose drawing takes most of the time of a tiny run."""
+    from dualcaps.training import callbacks
+
+    def write_placeholder(self: callbacks.Pictures, state: callbacks.TrainingState, name: str, draw: object) -> None:
+        callbacks.write_bytes(state.run / name, b"not drawn")
+
+    patch.setattr(callbacks.Pictures, "_draw", write_placeholder)

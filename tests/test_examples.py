@@ -1,5 +1,8 @@
 """The examples work through the Python interface and the command line."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,8 +13,7 @@ import dualcaps
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
-
-pytestmark = pytest.mark.usefixtures("own_registry")
+pytestmark = pytest.mark.usefixtures("own_registry", "no_pictures")
 
 
 def test_the_routing_method_has_at_most_40_lines():
@@ -55,3 +57,34 @@ def test_a_data_set_is_trained_on_by_its_name(run_cli: Callable):
     trained = run_cli("train", "rings-and-crosses", *plugin, "--image-size", 20, 20, "--epochs", 1, "--out", "run")
     assert trained.code == 0, trained.err
     assert dualcaps.Run.open("run").classes == ("cross", "ring")
+
+
+def test_an_experiment_is_run_in_processes_of_its_own_and_reported(run_cli: Callable, shapes: Path):
+    plugin = ("--plugin", EXAMPLES / "my_experiment.py")
+    options = ("--datasets", shapes, "--seeds", 1, "--epochs", 1, "--protocols", "clean", "--device", "cpu")
+    assert "\nrouting-methods\n" in run_cli("reproduce", "--list", *plugin).out
+    said = run_cli("reproduce", "routing-methods", *plugin, *options, "--out", "runs")
+    assert said.code == 0, said.err
+    assert "3 of 3 runs done, 0 failed" in said.out
+    runs = [dualcaps.Run.open(config.parent) for config in Path("runs").rglob("config.json")]
+    assert {run.model.routing for run in runs} == {"dynamic", "uniform", "mine"}
+    for run in runs:
+        assert dualcaps.load_model(run)(torch.zeros(1, 1, 12, 12)).lengths.shape == (1, 3)
+    said = run_cli("report", "runs", *plugin)
+    assert said.code == 0, said.err
+    assert "capsnet, routing mine" in Path("report/RESULTS.md").read_text(encoding="utf-8")
+
+
+def test_an_installed_plugin_needs_no_option(shapes: Path, tmp_path: Path):
+    install = ("pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--target", tmp_path / "site")
+    subprocess.run([sys.executable, "-m", *install, EXAMPLES / "plugin"], check=True, capture_output=True)
+    paths = os.pathsep.join([str(tmp_path / "site"), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+    def dualcaps_command(*arguments: object) -> str:
+        command = [sys.executable, "-m", "dualcaps", *map(str, arguments)]
+        environment = os.environ | {"PYTHONPATH": paths}
+        return subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
+
+    assert "median (dualcaps-example)" in dualcaps_command("models")
+    dualcaps_command("train", shapes, "--model", "capsnet", "--routing", "median", "--epochs", 1, "--out", "run")
+    assert dualcaps_command("evaluate", "run").startswith("accuracy ")

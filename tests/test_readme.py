@@ -1,5 +1,6 @@
 """The commands of the README work as written, with fewer epochs and images; so does the Python of the pages."""
 
+import dataclasses
 import re
 import shlex
 from collections.abc import Callable
@@ -10,6 +11,8 @@ import pytest
 import sklearn.datasets
 from PIL import Image
 from sklearn.utils import Bunch
+
+from dualcaps import registry
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "docs/quickstart.md"]
@@ -27,7 +30,16 @@ def fewer_digits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sklearn.datasets.load_digits", lambda: fewer)
 
 
-@pytest.mark.usefixtures("fewer_digits", "no_pictures")
+@pytest.fixture
+def fewer_networks(own_registry: None) -> None:
+    """The experiment `attention` has two of its five networks."""
+    entry = registry.EXPERIMENTS["attention"]
+    card = entry.value()
+    smaller = dataclasses.replace(card, networks=card.networks[:2])
+    registry.EXPERIMENTS["attention"] = dataclasses.replace(entry, value=lambda: smaller)
+
+
+@pytest.mark.usefixtures("fewer_digits", "fewer_networks", "no_pictures")
 def test_the_commands_of_the_readme_work_in_their_order(
     run_cli: Callable, shapes_folder: Path, monkeypatch: pytest.MonkeyPatch
 ):

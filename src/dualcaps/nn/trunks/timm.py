@@ -17,8 +17,8 @@ class TimmTrunk(nn.Module):
     """One feature map of a timm backbone.
 
     Args:
-        backbone: created by timm with `features_only=True`.
-        stage: which of its feature maps, counted from the first.
+        backbone: created by timm with `features_only=True` and one stage in `out_indices`.
+        stage: which of its feature maps that is, counted from the first.
     """
 
     def __init__(self, backbone: nn.Module, stage: int) -> None:
@@ -29,7 +29,7 @@ class TimmTrunk(nn.Module):
         self, images: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch features rows columns"]:
         """The feature map of images with values in [0, 1]."""
-        return self.backbone(images)[self.stage]
+        return self.backbone(images)[0]
 
 
 def build_timm_trunk(config: ModelConfig, name: str, stage: int | None = None, **options: Any) -> TimmTrunk:
@@ -47,27 +47,31 @@ def build_timm_trunk(config: ModelConfig, name: str, stage: int | None = None, *
     """
     try:
         import timm  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise ModelError(f"--trunk timm:{name} needs timm: pip install 'dualcaps[timm]'") from error
+    except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that was built for another torch
+        raise ModelError(
+            f"--trunk timm:{name} needs timm, which cannot be imported ({' '.join(str(error).split())}): "
+            "pip install 'dualcaps[timm]', with a torchvision that fits this torch"
+        ) from error
+    arguments = {"pretrained": False, "features_only": True, "in_chans": config.image_shape[0], **options}
     try:
-        backbone = timm.create_model(
-            name, pretrained=False, features_only=True, in_chans=config.image_shape[0], **options
-        )
+        with torch.device("meta"):  # to know its stages
+            features: Any = timm.create_model(name, **arguments)
+        strides: list[int] = list(features.feature_info.reduction())
+        if stage is None:
+            stage = _choose_stage(strides, config.image_shape[1:])
+        elif not -1 <= stage < len(strides):
+            raise ModelError(f"--trunk timm:{name} has stages 0 to {len(strides) - 1}, got {stage}")
+        stage %= len(strides)
+        backbone = timm.create_model(name, out_indices=(stage,), **arguments)  # without the layers after that stage
+    except ModelError:
+        raise
     except Exception as error:  # timm raises errors of many types for names and options
         raise ModelError(f"--trunk timm:{name}: {' '.join(str(error).split())}") from error
-    if stage is None:
-        stage = _choose_stage(backbone, config)
-    elif not -1 <= stage < len(backbone.feature_info.channels()):
-        raise ModelError(
-            f"--trunk timm:{name} has stages 0 to {len(backbone.feature_info.channels()) - 1}, got {stage}"
-        )
     return TimmTrunk(backbone, stage)
 
 
-def _choose_stage(backbone: nn.Module, config: ModelConfig) -> int:
-    height, width = config.image_shape[1:]
-    strides: list[int] = list(backbone.feature_info.reduction())  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
-    fitting = [n for n, stride in enumerate(strides) if min(height, width) // stride >= _SMALLEST_GRID]
+def _choose_stage(strides: list[int], size: tuple[int, int]) -> int:
+    fitting = [stage for stage, stride in enumerate(strides) if min(size) // stride >= _SMALLEST_GRID]
     return fitting[-1] if fitting else 0
 
 

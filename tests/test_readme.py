@@ -46,6 +46,7 @@ def test_the_commands_of_the_readme_work_in_their_order(
     shapes_folder.rename("photos")
     Path("photos/across").rename("photos/cat")
     Path("photos/cat/01.png").rename("photos/cat/001.png")
+    Path("examples").symlink_to(ROOT / "examples")
     lines = "\n".join(code_blocks("README.md", "bash")).splitlines()
     commands = [shlex.split(line, comments=True) for line in lines if line.startswith("dualcaps ")]
     assert len(commands) >= 8

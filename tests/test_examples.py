@@ -59,6 +59,7 @@ def test_a_data_set_is_trained_on_by_its_name(run_cli: Callable):
     assert dualcaps.Run.open("run").classes == ("cross", "ring")
 
 
+@pytest.mark.slow
 def test_an_experiment_is_run_in_processes_of_its_own_and_reported(run_cli: Callable, shapes: Path):
     plugin = ("--plugin", EXAMPLES / "my_experiment.py")
     options = ("--datasets", shapes, "--seeds", 1, "--epochs", 1, "--protocols", "clean", "--device", "cpu")
@@ -75,6 +76,7 @@ def test_an_experiment_is_run_in_processes_of_its_own_and_reported(run_cli: Call
     assert "capsnet, routing mine" in Path("report/RESULTS.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_an_installed_plugin_needs_no_option(shapes: Path, tmp_path: Path):
     install = ("pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--target", tmp_path / "site")
     subprocess.run([sys.executable, "-m", *install, EXAMPLES / "plugin"], check=True, capture_output=True)

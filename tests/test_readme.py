@@ -39,6 +39,7 @@ def fewer_networks(own_registry: None) -> None:
     registry.EXPERIMENTS["attention"] = dataclasses.replace(entry, value=lambda: smaller)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fewer_digits", "fewer_networks", "no_pictures")
 def test_the_commands_of_the_readme_work_in_their_order(
     run_cli: Callable, shapes_folder: Path, monkeypatch: pytest.MonkeyPatch

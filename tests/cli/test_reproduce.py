@@ -35,6 +35,7 @@ def test_planning_fetches_nothing(run_cli: Callable, monkeypatch: pytest.MonkeyP
     assert said.err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_reproduce_trains_and_report_shows_it(run_cli: Callable, shapes: Path):
     command = ("reproduce", "control-update", "--datasets", shapes, "--seeds", 1, *FAST, "--protocols", "clean")
     said = run_cli(*command, "--jobs", 2)

@@ -288,6 +288,7 @@ def test_plugins_that_cannot_be_loaded_are_one_line(run_cli: Callable):
     assert_one_line(run_cli("--plugin"), "--plugin")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="kills by signal")
 def test_killed_at_random_moments_of_training_it_resumes_to_the_same_weights(shapes: Path, tmp_path: Path):
     command = [

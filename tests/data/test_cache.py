@@ -136,6 +136,7 @@ def start(folder: Path) -> "subprocess.Popen[str]":
     return subprocess.Popen([sys.executable, "-c", PROGRAM, str(folder)], stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="kills by signal")
 def test_killed_while_packing_the_next_load_is_right(shapes_folder: Path, tmp_path: Path):
     cache = Path(os.environ["XDG_CACHE_HOME"]) / "dualcaps"
@@ -153,6 +154,7 @@ def test_killed_while_packing_the_next_load_is_right(shapes_folder: Path, tmp_pa
         assert start(shapes_folder).communicate(timeout=60)[0] == expected
 
 
+@pytest.mark.slow
 def test_two_processes_packing_at_once_both_read_right(shapes_folder: Path):
     both = [start(shapes_folder) for _ in range(2)]
     answers = {process.communicate(timeout=60)[0] for process in both}

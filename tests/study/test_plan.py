@@ -122,6 +122,7 @@ def test_a_run_leaves_a_record_and_strips_of_its_reconstructions(shapes_folder: 
     assert is_finished(run, tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_a_failing_run_is_noted_and_the_others_go_on(shapes_folder: Path, tmp_path: Path):
     planned = plan(shapes_folder, networks=1, seeds=2, protocols=["clean"])
     out = tmp_path / "out"
@@ -145,6 +146,7 @@ def test_a_failing_run_is_noted_and_the_others_go_on(shapes_folder: Path, tmp_pa
     assert reproduce(planned, out, on_progress=said.append) == []
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_is_a_failure_with_its_exit_code(shapes_folder: Path, tmp_path: Path, monkeypatch):
     (run,) = plan(shapes_folder, networks=1, seeds=1, protocols=["clean"])
     monkeypatch.setenv("PYTHONFAULTHANDLER", "0")
@@ -175,6 +177,7 @@ class Hours:
         self.passed += 3600
 
 
+@pytest.mark.slow
 def test_a_budget_stops_what_is_under_way_and_the_next_call_goes_on_with_it(
     shapes_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -295,6 +298,7 @@ def test_a_damaged_run_is_named_until_its_folder_is_removed(shapes_folder: Path,
     assert is_finished(run, out)
 
 
+@pytest.mark.slow
 def test_a_damaged_run_does_not_stop_the_others(shapes_folder: Path, tmp_path: Path):
     planned = plan(shapes_folder, networks=1, seeds=2, protocols=["clean"])
     out = tmp_path / "out"
@@ -307,6 +311,7 @@ def test_a_damaged_run_does_not_stop_the_others(shapes_folder: Path, tmp_path: P
     assert [record.seed for record in read_records([out]).runs] == [1]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_a_grid_killed_twice_ends_with_the_weights_of_one_that_was_not(shapes_folder: Path, tmp_path: Path):
     out, whole = tmp_path / "killed", tmp_path / "whole"

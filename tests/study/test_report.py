@@ -2,6 +2,7 @@
 
 import csv
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -43,8 +44,10 @@ def grid(data: str, protocol: str, **options):
     ]
 
 
-@pytest.fixture
-def reported(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def reported_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report of four grids, not to be changed."""
+    folder = tmp_path_factory.mktemp("reported")
     members = [
         *grid("fashion-mnist", "paper", epochs=100),
         *grid("fashion-mnist", "clean", epochs=100),
@@ -52,9 +55,15 @@ def reported(tmp_path: Path) -> Path:
         *grid("mnist", "paper", epochs=12),
     ]
     failures = [("svhn", "svhn: files not found <anywhere>")]
-    folder = write_folder(tmp_path / "records", members, "cifar-10,JPEG copy,no", failures)
-    write_report([folder], tmp_path / "report")
-    return tmp_path / "report"
+    records = write_folder(folder / "records", members, "cifar-10,JPEG copy,no", failures)
+    write_report([records], folder / "report")
+    return folder / "report"
+
+
+@pytest.fixture
+def reported(reported_once: Path, tmp_path: Path) -> Path:
+    """A copy of that report that may be changed."""
+    return shutil.copytree(reported_once, tmp_path / "report")
 
 
 class Page(HTMLParser):

@@ -119,12 +119,13 @@ def kill_at(write: int, monkeypatch: pytest.MonkeyPatch, *, after: bool) -> None
     monkeypatch.setattr(files, "write_with", write_with)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["da-capsnet", "cnn"])
 @pytest.mark.parametrize("after", [False, True])
 def test_stopped_at_any_write_it_resumes_to_the_same_weights(
     data: ImageDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, after: bool
 ):
-    network: dict[str, Any] = {"name": name} | ({} if name == "cnn" else {"caps_attention": "shared"})
+    network: dict[str, Any] = {"name": name} | ({} if name == "cnn" else {"caps_attention": "shared", "width": 16})
     whole = train(data, tmp_path / "whole", **network)
     stops = 0
     while True:

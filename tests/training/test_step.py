@@ -51,6 +51,7 @@ print("alike")
 """
 
 
+@pytest.mark.slow
 def test_compiled_and_eager_steps_train_alike():
     # In a process without the tests' run-time type checks, which cannot be compiled.
     said = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, check=False)

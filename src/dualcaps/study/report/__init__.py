@@ -16,7 +16,7 @@ from dualcaps.study import paper
 from dualcaps.study.records import COPIES, RUNS, Records, read_copies, read_records, write_csv, write_records
 from dualcaps.study.report.figures import keep_strips
 from dualcaps.study.report.page import make_page
-from dualcaps.study.report.sections import compose
+from dualcaps.study.report.sections import compares_with_paper, compose
 from dualcaps.study.report.tables import files_of
 from dualcaps.study.statistics import Finding, cells, judge
 
@@ -38,7 +38,7 @@ def write_report(sources: Sequence[str | Path], out: str | Path) -> Written:
     """Write the report on some runs.
 
     Into `out` go `index.html`, which holds everything; `RESULTS.md` with `figures/`; `findings.csv`, a
-    line for each printed number; and the records themselves (`runs.csv`, `epochs.csv`,
+    line for each number that the paper prints, if any was run; and the records themselves (`runs.csv`, `epochs.csv`,
     `failures.csv`, `copies.csv`, `strips/`), from which the same report can be made again.
 
     Args:
@@ -77,7 +77,10 @@ def write_report(sources: Sequence[str | Path], out: str | Path) -> Written:
     for old in (out / "figures").iterdir():
         if old.name not in made and re.fullmatch(r"(curves|fig|reconstructions)-.*\.(svg|png)", old.name):
             old.unlink()
-    _write_findings(out / FINDINGS, findings, records)
+    if compares_with_paper(findings):
+        _write_findings(out / FINDINGS, findings, records)
+    else:
+        (out / FINDINGS).unlink(missing_ok=True)  # of a report before
     write_text(out / "RESULTS.md", text)
     write_text(out / "index.html", page)
     return Written(out / "index.html", records.failures)

@@ -60,28 +60,30 @@ _MOST_NAMES = 5
 
 
 def compose(records: Records, table: Cells, findings: Sequence[Finding]) -> tuple[str, list[Picture]]:
-    """The whole report as Markdown, and its pictures."""
+    """The whole report as Markdown, and its pictures; without the paper's tables if nothing in them was run."""
     pictures: list[Picture] = []
-    first = [_opening(records, findings), _accuracies(records, table), _attention(records, table)]
-    printed = [
-        f"## The rule\n\n{RULE}",
-        *(_printed_table(where, findings, records, table) for where in ("Table 1", "Table 2", "Table 4")),
-    ]
-    ours = [
-        _epochs_needed(records, findings, table),
-        _curves(records, table, pictures),
-        _reconstructions(records, table, pictures),
+    with_paper = compares_with_paper(findings)
+    sections = [_opening(records, findings), _accuracies(records, table), _attention(records, table)]
+    if with_paper:
+        sections.append(f"## The rule\n\n{RULE}")
+        sections += [_printed_table(where, findings, records, table) for where in ("Table 1", "Table 2", "Table 4")]
+    sections += [
+        _epochs_needed(records, findings, table, with_paper),
+        _curves(records, table, pictures, with_paper),
+        _reconstructions(records, table, pictures, with_paper),
         _controls(records, table),
         _protocols(records, table),
         _everything(records, table),
         _provenance(records),
     ]
-    sections = [*first, *ours, *printed] if _nothing_printed_was_run(findings) else [*first, *printed, *ours]
-    return "\n\n".join([*sections, _decisions()]) + "\n", pictures
+    if with_paper:
+        sections.append(_decisions())
+    return "\n\n".join(section for section in sections if section) + "\n", pictures
 
 
-def _nothing_printed_was_run(findings: Sequence[Finding]) -> bool:
-    return all(finding.verdict == NOT_RUN for finding in findings)
+def compares_with_paper(findings: Sequence[Finding]) -> bool:
+    """Whether any number that the paper prints was run."""
+    return any(finding.verdict != NOT_RUN for finding in findings)
 
 
 def _opening(records: Records, findings: Sequence[Finding]) -> str:
@@ -90,11 +92,8 @@ def _opening(records: Records, findings: Sequence[Finding]) -> str:
         "Accuracies are of the test set, in %, mean ± standard deviation over n seeds; differences are in percentage "
         "points with their 95 % interval."
     )
-    if _nothing_printed_was_run(findings):
-        return (
-            f"# Networks compared\n\n**{finished}**, none of them on a data set of which the paper of `da-capsnet` "
-            f"prints a number: its tables below are marked “not run”. {units}"
-        )
+    if not compares_with_paper(findings):
+        return f"# Networks compared\n\n**{finished}.** {units}"
     counts = Counter(finding.verdict for finding in findings)
     verdicts = ", ".join(
         f"{counts[verdict]} {verdict}" for verdict in ("reproduced", "not reproduced", "inconclusive", NOT_RUN)
@@ -166,7 +165,7 @@ def _attention(records: Records, table: Cells) -> str:
         "more that does not hold zero is in bold; “all alike” means that each seed gives the same difference, as "
         "happens where test images are few."
     )
-    return f"{text}\n\n{markdown_table(head, rows) if rows else f'Gains: {NOT_RUN}.'}"
+    return f"{text}\n\n{markdown_table(head, rows)}" if rows else ""
 
 
 def _gain(ours: Cell | None, baseline: Cell | None) -> str:
@@ -240,11 +239,8 @@ def _ours(table: Cells, printed: Printed, protocol: str) -> str:
     return mean_and_std(cell, of)
 
 
-def _epochs_needed(records: Records, findings: Sequence[Finding], table: Cells) -> str:
-    text = [
-        "## How fast the networks learn (Fig. 10 and Table 4)",
-        "The paper counts the epochs until every test image of MNIST is right:",
-    ]
+def _epochs_needed(records: Records, findings: Sequence[Finding], table: Cells, with_paper: bool) -> str:
+    text = [f"## How fast the networks learn{' (Fig. 10 and Table 4)' if with_paper else ''}"]
     rows = []
     for finding in findings:
         if finding.printed.quantity == "epochs to 100 %":
@@ -252,7 +248,9 @@ def _epochs_needed(records: Records, findings: Sequence[Finding], table: Cells) 
             ours = f"{finding.ours.mean:.1f} (n = {finding.ours.n})" if finding.ours else ours
             printed = f"{finding.printed.value:.0f}"
             rows.append([str(finding.printed.network), printed, ours, str(finding.epochs or ""), verdict_text(finding)])
-    text.append(markdown_table(["network", "printed, epochs to 100 %", "ours", "epochs trained", "verdict"], rows))
+    if with_paper:
+        text.append("The paper counts the epochs until every test image of MNIST is right:")
+        text.append(markdown_table(["network", "printed, epochs to 100 %", "ours", "epochs trained", "verdict"], rows))
     text.append(
         "The first epoch that reaches a threshold on the part that the epoch is selected on (the test set with "
         "protocol `paper`, held-out training images with `clean`): mean over the seeds that reach it, and how many do."
@@ -278,14 +276,14 @@ def _reached(cell: Cell, threshold: float) -> str:
     return f"{statistics.fmean(epochs):.1f} ({len(epochs)} of {len(cell.records)})"
 
 
-def _curves(records: Records, table: Cells, pictures: list[Picture]) -> str:
+def _curves(records: Records, table: Cells, pictures: list[Picture], with_paper: bool) -> str:
     text = [
-        "## Accuracy against epoch (Figs. 11 to 13)",
+        f"## Accuracy against epoch{' (Figs. 11 to 13)' if with_paper else ''}",
         "Mean over the seeds, the band is one standard deviation to each side. Protocol `paper`: accuracy on the test "
         "set, as the paper drew it; `clean`: on held-out training images.",
     ]
     for data, figure in _FIGURES.items():
-        if not any(d == data for d, _, _ in table):
+        if with_paper and not any(d == data for d, _, _ in table):
             text.append(f"{figure} ({data}): {NOT_RUN}.")
     for data, protocol in conditions(table):
         networks = in_order(networks_of(table, data, protocol), (*FOUR, CNN))
@@ -309,18 +307,20 @@ def _curves(records: Records, table: Cells, pictures: list[Picture]) -> str:
     return "\n\n".join(text)
 
 
-def _reconstructions(records: Records, table: Cells, pictures: list[Picture]) -> str:
+def _reconstructions(records: Records, table: Cells, pictures: list[Picture], with_paper: bool) -> str:
+    errors, before = _errors(records, table), len(pictures)
     text = [
-        "## Reconstructions (Figs. 8, 9 and 14)",
+        f"## Reconstructions{' (Figs. 8, 9 and 14)' if with_paper else ''}",
         "What the decoder makes of the pose of a test image's predicted class. How far that is from the image, over "
         "all test images: root of the mean squared difference, in grey levels of 255.",
-        _errors(records, table),
+        errors or f"Errors: {NOT_RUN}.",
         "Test images, one of each class, ten at the most:",
     ]
     for figure, network in EARLY_FIGURES:
         record = drawn(records, table, EARLY, network)
         if record is None:
-            text.append(f"{figure} ({EARLY}, {network}): {NOT_RUN}.")
+            if with_paper:
+                text.append(f"{figure} ({EARLY}, {network}): {NOT_RUN}.")
             continue
         folder = records.strips[record.run]
         epochs = sorted((int(f.stem.partition("-")[2]), f) for f in folder.glob("epoch-*.png"))
@@ -333,7 +333,7 @@ def _reconstructions(records: Records, table: Cells, pictures: list[Picture]) ->
     for data, figure in ((_COIL, "Fig. 14"), *((data, "") for data in others)):
         shown = drawn_alike(records, table, data)
         if not shown:
-            if figure:
+            if figure and with_paper:
                 text.append(f"{figure} ({data}): {NOT_RUN}.")
             continue
         folders = {network: records.strips[record.run] for network, record in shown.items()}
@@ -343,6 +343,8 @@ def _reconstructions(records: Records, table: Cells, pictures: list[Picture]) ->
         caption = f"{label}, selected epoch, {which(next(iter(shown.values())))}"
         pictures.append(Picture(f"reconstructions-{file_name(data)}.png", png(strip_rows(read_strips(rows))), caption))
         text.append(image(pictures[-1]))
+    if not with_paper and not errors and len(pictures) == before:
+        return ""
     return "\n\n".join(text)
 
 
@@ -362,7 +364,7 @@ def _errors(records: Records, table: Cells) -> str:
             gap = points(difference(*(drawing[n].values(_grey_levels) for n in (DA_CAPSNET, CAPSNET))))
         rows.append([named(data, records), protocol, *errors, gap])
     head = ["data", "protocol", *map(str, FOUR), "da-capsnet less capsnet"]
-    return markdown_table(head, rows) if rows else f"Errors: {NOT_RUN}."
+    return markdown_table(head, rows) if rows else ""
 
 
 def _grey_levels(record: Record) -> float:
@@ -394,7 +396,7 @@ def _controls(records: Records, table: Cells) -> str:
         "what the gates' layers answer, which is no attention; `width` widens `capsnet` to the parameters of "
         "`da-capsnet` and lowers its learning rate in proportion; `update replace` is the Keras example's routing."
     )
-    return f"{text}\n\n{markdown_table(head, rows) if rows else f'Controls: {NOT_RUN}.'}"
+    return f"{text}\n\n{markdown_table(head, rows)}" if rows else ""
 
 
 def _same_seeds(cell: Cell, other: Cell) -> Cell:
@@ -422,7 +424,7 @@ def _protocols(records: Records, table: Cells) -> str:
         "best epoch's test accuracy; `clean` holds out a tenth, selects on it, and reads the test images once."
     )
     head = ["data", "network", "epochs", "`paper`", "`clean`", "difference"]
-    return f"{text}\n\n{markdown_table(head, rows) if rows else f'Both protocols: {NOT_RUN}.'}"
+    return f"{text}\n\n{markdown_table(head, rows)}" if rows else ""
 
 
 def _everything(records: Records, table: Cells) -> str:

@@ -21,7 +21,7 @@ def main() -> None:
             votes = torch.randn(shape, device=device).to(number_type).requires_grad_()
 
             def run(votes: torch.Tensor, tile: int, share: int) -> None:
-                kernels._TILE, kernels._NUMBERS_A_WARP = tile, share
+                kernels._TILE, kernels._ELEMENTS_PER_WARP = tile, share
                 for _ in range(20):
                     poses = route(votes, implementation="triton").parents
                     torch.autograd.grad(poses, votes, torch.ones_like(poses))

@@ -24,6 +24,8 @@ def one_thread():
 @pytest.mark.usefixtures("no_pictures", "one_thread")
 @pytest.mark.parametrize("name", GOLDEN["losses"])
 def test_the_losses_are_those_recorded(name: str, tmp_path: Path):
+    if name in ("cnn", "sabour-capsnet") and torch.__version__ < "2.9":
+        pytest.skip("older versions draw other random numbers for dropout and truncated normal weights")
     data = load_data(write_shapes(tmp_path / "shapes", (20, 20)))
     torch.manual_seed(0)
     model = create_model(name, data.image_shape, 3)

@@ -1,4 +1,4 @@
-"""Speed on this machine: the short benchmark of `dualcaps bench`, and the parts that the long ones share.
+"""Speed on this machine: the short benchmark of `dualcaps bench` and code shared with benchmarks/.
 
 Throughput is reported only after outputs match the plain implementation.
 """
@@ -35,11 +35,11 @@ class ParityError(DualcapsError):
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of repeated runs of one thing.
+    """Durations of repeated runs.
 
     Attributes:
-        seconds: one number a run.
-        items: what a run gets through, such as images.
+        seconds: one duration per run.
+        items: number of items, such as images, processed in a run.
     """
 
     seconds: tuple[float, ...]
@@ -47,25 +47,25 @@ class Timing:
 
     @property
     def rate(self) -> float:
-        """Items a second, the median of the runs."""
+        """Items per second, the median of the runs."""
         return self.items / statistics.median(self.seconds)
 
     @property
     def slowest(self) -> float:
-        """Items a second of the slowest run."""
+        """Items per second of the slowest run."""
         return self.items / max(self.seconds)
 
     @property
     def fastest(self) -> float:
-        """Items a second of the fastest run."""
+        """Items per second of the fastest run."""
         return self.items / min(self.seconds)
 
 
 class PlainCapsNet(nn.Module):
-    """`capsnet` and `da-capsnet` as people write them in PyTorch: float32, one operation after the other.
+    """`capsnet` and `da-capsnet` as usually written in PyTorch: float32, one operation after another.
 
-    Votes are made with an einsum, logits start as a tensor of zeros and routing is the loop of the
-    paper. The parameters have the names and shapes of ours, so that weights can be copied over.
+    Votes are computed by an einsum, logits start as a tensor of zeros and routing is the loop of the
+    paper. The parameters have the same names and shapes as in this package, so that weights can be copied.
     """
 
     def __init__(self, network: Network) -> None:
@@ -122,20 +122,20 @@ class PlainCapsNet(nn.Module):
         return CapsOutput(poses.norm(dim=-1), poses)
 
     def reconstruct(self, poses: Tensor, labels: Tensor) -> Tensor:
-        """Draw the image that the labelled pose stands for."""
+        """Decode the pose of the labelled class."""
         mask = nn.functional.one_hot(labels, self.config.num_classes).unsqueeze(-1)
         return self.decoder((poses * mask).flatten(1)).view(-1, *self.config.image_shape)
 
 
 def random_split(shape: tuple[int, int, int], count: int, device: torch.device, classes: int = 10) -> ImageSplit:
-    """Images of noise with random labels."""
+    """Random images with random labels."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (count, *shape), dtype=torch.uint8, generator=generator)
     return ImageSplit(images, torch.randint(classes, (count,), generator=generator)).to(device)
 
 
 def plain_training(network: Network, split: ImageSplit, batch_size: int) -> Callable[[], None]:
-    """An epoch of plain PyTorch: images already floats, float32 layers, Adam as it comes."""
+    """An epoch of plain PyTorch: images converted beforehand, float32 layers, default Adam."""
     model = PlainCapsNet(network).to(split.labels.device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, eps=1e-7)
     images = split.images.float() / 255
@@ -159,9 +159,9 @@ def plain_training(network: Network, split: ImageSplit, batch_size: int) -> Call
 def our_training(
     network: Network, split: ImageSplit, batch_size: int, precision: Precision, compile: Compile
 ) -> Callable[[], None]:
-    """An epoch as `fit` runs it, without augmentation; with compile="always" it is compiled by the first.
+    """An epoch as in `fit`, without augmentation; with compile="always" the first epoch compiles.
 
-    The epoch raises ConfigError where compiling fails.
+    The epoch raises ConfigError if compiling fails.
     """
     device = split.labels.device
     model = network.place(device)
@@ -192,10 +192,10 @@ def our_training(
 
 
 def check_parity(network: Network, device: torch.device, precision: Precision) -> None:
-    """Compare lengths and a gradient of the network with the plain one's, on the same weights.
+    """Compare lengths and a gradient with those of `PlainCapsNet` with the same weights.
 
     Raises:
-        ParityError: they differ by more than the precision explains.
+        ParityError: they differ by more than rounding in this precision.
     """
     network = network.place(device).train()
     split = random_split(network.config.image_shape, 32, device, network.config.num_classes)
@@ -223,10 +223,10 @@ def check_parity(network: Network, device: torch.device, precision: Precision) -
 def interleave(
     candidates: Candidates, *, rounds: int = 5, items: int = 1, each: Callable[[], None] = lambda: None
 ) -> dict[str, Timing]:
-    """Time each candidate once a round, after one run of each that is not counted.
+    """Time each candidate once per round, after one warm-up run of each.
 
-    Whatever else the machine does in the meantime meets all of them alike. `each` is called after
-    each run, to show that it is done.
+    Interleaving distributes other load on the machine evenly over the candidates. `each` is called after
+    every run, to report progress.
     """
     for run in candidates.values():
         run()
@@ -242,7 +242,7 @@ def interleave(
 
 
 def matrix_rate(device: torch.device, number_type: torch.dtype, size: int = 4096) -> float:
-    """Floating-point operations a second in a product of two square matrices, the median of five."""
+    """Floating-point operations per second in a product of two square matrices, the median of five."""
     one, other = (torch.randn(size, size, device=device).to(number_type) for _ in range(2))
 
     def multiply() -> None:
@@ -253,7 +253,7 @@ def matrix_rate(device: torch.device, number_type: torch.dtype, size: int = 4096
 
 
 def copy_bandwidth(device: torch.device, megabytes: int = 512) -> float:
-    """Bytes a second read and written by a large copy, the median of five."""
+    """Bytes per second read and written by a large copy, the median of five."""
     source = torch.empty(megabytes << 20, dtype=torch.uint8, device=device).fill_(1)
     target = torch.empty_like(source).fill_(2)
 
@@ -265,7 +265,7 @@ def copy_bandwidth(device: torch.device, megabytes: int = 512) -> float:
 
 
 def count_operations(config: ModelConfig) -> float:
-    """Multiplications and additions that training on one image takes, in products and convolutions."""
+    """Multiplications and additions of training on one image, in matrix products and convolutions."""
     from torch.utils.flop_counter import FlopCounterMode  # takes seconds to import
 
     with torch.device("meta"), torch.random.fork_rng([]):  # nothing is computed
@@ -281,7 +281,7 @@ def count_operations(config: ModelConfig) -> float:
 
 
 def estimate_operations(model: Network) -> float:
-    """`count_operations` within a tenth, in a few milliseconds: three times those of the layers' forward pass.
+    """An estimate of `count_operations` within 10 %, in milliseconds: three times the layers' forward pass.
 
     Args:
         model: built on the meta device, so that nothing is computed.
@@ -307,7 +307,7 @@ def estimate_operations(model: Network) -> float:
 
 
 def peak_memory() -> float:
-    """Megabytes that this process held at most."""
+    """Peak memory of this process in megabytes."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
@@ -339,11 +339,11 @@ def run_short(
     """The short benchmark: training and prediction of one network in both image shapes.
 
     Yields:
-        a line for each measurement, as soon as it is done.
+        One line per measurement, as soon as it is done.
 
     Raises:
         ConfigError: the machine lacks the device.
-        ParityError: the fast network does not answer as the plain one does.
+        ParityError: the outputs differ from those of the plain network.
     """
     place = choose_device(device)
     precision = choose_precision("auto", place)
@@ -358,7 +358,7 @@ def run_short(
         try:
             ours()
         except ConfigError:
-            ours, how = our_training(network, split, batch_size, precision, "never"), "eager, as there is no compiler"
+            ours, how = our_training(network, split, batch_size, precision, "never"), "eager, no compiler found"
         timings = interleave(
             {
                 "plain PyTorch, float32": plain_training(network, split, batch_size),
@@ -387,7 +387,7 @@ def check_routing_parity(
     votes: Float[Tensor, "batch parents children dim"],
     most: float,
 ) -> None:
-    """Raise ParityError where two ways of routing differ, forward or backward, by more than `most`."""
+    """Raise ParityError if two routing functions differ, forward or backward, by more than `most`."""
     found = []
     for route in (fast, truth):
         leaf = votes.clone().requires_grad_()
@@ -396,4 +396,4 @@ def check_routing_parity(
         found.append((poses.detach().float(), gradient.float() / gradient.float().norm()))
     for one, other in zip(*found, strict=True):
         if not (apart := (one - other).abs().max().item()) <= most:
-            raise ParityError(f"routing of {tuple(votes.shape)} votes differs by {apart:.2g}: no speed told")
+            raise ParityError(f"routing of {tuple(votes.shape)} votes differs by {apart:.2g}: speeds are not reported")

@@ -1,7 +1,7 @@
 """Configurations of networks, data and training, each option declared once.
 
 The options of the command line, the files of a run and the identity of a run derive from these
-dataclasses. Nothing here imports torch, so that `--help` answers at once.
+dataclasses. Nothing here imports torch, which keeps `--help` fast.
 """
 
 import dataclasses
@@ -45,14 +45,14 @@ class ModelConfig:
     """One network, complete: `create_model` takes a name's defaults from the registry.
 
     Attributes:
-        name: The network's registered name, which gave the other values their defaults.
+        name: The network's registered name, which determines the other defaults.
         image_shape: Channels, height and width of the images, in pixels.
         num_classes: Number of classes, and so of parent capsules.
         conv_attention: Gate the channels of the feature map (Eqs. 8-12).
-        caps_attention: Gate the votes (Eqs. 13-16): every number, every vote, or the same layers for each
+        caps_attention: Gate the votes (Eqs. 13-16): every element, every vote, or the same layers for each
             vote; see `dualcaps.nn.CapsAttention`.
-        gate: How both attention modules gate: the paper's u + u tanh(…), squeeze and excitation's
-            u sigmoid(…), or u + tanh(…), which has the same layers but is no attention.
+        gate: Form of the gates of both attention modules: the paper's u + u tanh(…), squeeze and excitation's
+            u sigmoid(…), or u + tanh(…), a control with the same layers that is no attention.
         width: Channels of the first two convolutions of the trunk `paper`; the next two have twice as many.
         extra_conv: Add the convolution 256 3x3 that the paper's Table 3 lists and its text lacks.
         iterations: Routing iterations.
@@ -109,22 +109,22 @@ class DataConfig:
 
     Attributes:
         source: A data set's name; a folder with a sub-folder of images for each class; a .npz or Parquet file.
-        data_dir: Folder to look into first for the files of a named data set.
-        image_size: Height and width in pixels to bring the images to; by default the data set's own, for own
-            images theirs if all have one of at most 64 a side, otherwise 32 32.
-        channels: 1 for grey, 3 for colour; by default the data set's, or colour where any image has it.
+        data_dir: Folder to search first for the files of a named data set.
+        image_size: Height and width in pixels to resize the images to; by default the data set's, for own images
+            their common size if it is at most 64 a side, otherwise 32 32.
+        channels: 1 for grey, 3 for colour; by default the data set's, or colour if any image is in colour.
         validation: The part of the training images held out, above 0 and below 1.
-        test: The part of all images held out where there is no test part; by default a tenth for coil-20 and
-            a fifth for others.
+        test: The part of all images held out if there is no test part; by default a tenth for coil-20 and a
+            fifth for others.
         split_seed: Seed of the choice of held-out images.
-        split: How training and test images are told apart: smallnorb official, azimuth, elevation (other toys
-            from viewpoints not trained on); coil-20 random, views (a quarter turn of each object).
+        split: How test images are chosen: smallnorb official, azimuth, elevation (other toys from viewpoints not
+            trained on); coil-20 random, views (a quarter turn of each object).
         camera: smallnorb: the camera, by default the left.
-        objects: coil-20: how many objects, by default the first 10.
-        extra: svhn: train on extra_32x32.mat too.
+        objects: coil-20: number of objects, by default the first 10.
+        extra: svhn: also train on extra_32x32.mat.
         skip_damaged: Leave out image files that cannot be read instead of refusing them.
-        value_range: Pixel values that stand for black and white in own images that are not of 8 bits; by default
-            taken from all of them together.
+        value_range: Pixel values of black and white in own images that are not 8-bit; by default taken from all
+            of them together.
 
     Raises:
         DataError: a value of the wrong type or outside its range.
@@ -165,17 +165,17 @@ class TrainConfig:
         epochs: Passes over the training images.
         batch_size: Images per step; by default the data set's, 16 for coil-20 and 128 for others.
         optimizer: Adam, AdamW, or SGD with Nesterov momentum.
-        lr: Learning rate, the highest of the schedule; by default 1e-3 for Adam and AdamW and 0.05 for SGD, and
-            in proportion less for a network made wider than the paper's.
-        schedule: How the learning rate falls: constant; cosine to zero; one-cycle (linear up to 30 % of the
-            steps, then cosine to zero); step (a tenth after each third of the epochs).
+        lr: Learning rate, the maximum of the schedule; by default 1e-3 for Adam and AdamW and 0.05 for SGD,
+            lower in proportion for networks wider than the paper's.
+        schedule: Learning-rate schedule: constant; cosine to zero; one-cycle (linear up to 30 % of the steps,
+            then cosine to zero); step (a tenth after each third of the epochs).
         warmup_epochs: Epochs of linear warm-up from zero before the schedule.
         weight_decay: Decay of the weights; added to the gradient by Adam and SGD, decoupled in AdamW.
         momentum: SGD's momentum.
         beta1: Adam's decay of the mean gradient.
         beta2: Adam's decay of the mean squared gradient.
         epsilon: Adam's epsilon.
-        grad_clip: Largest norm of the gradient over all parameters; by default it is not clipped.
+        grad_clip: Maximum norm of the gradient over all parameters; by default it is not clipped.
         label_smoothing: Share of each label that is spread over all classes, at least 0 and below 1.
         class_weight: Weight of each class in the loss: none, balanced (inverse to its training images), or the
             weights themselves in the order of the classes.
@@ -185,12 +185,12 @@ class TrainConfig:
             always mirrors; none; or names joined by commas of shift, crop, flip, rotate, colour, erase, mixup.
         protocol: clean selects the epoch on held-out training images and reads the test images once; paper
             trains on all training images and selects the epoch on the test images.
-        patience: Stop after this many epochs without a better accuracy on the part selected on.
-        init_from: A run folder whose weights to start from, as far as their shapes fit.
-        precision: Number type of the layers; auto is bfloat16 where the machine is fast at it.
+        patience: Stop after this many epochs without a better accuracy on the images that the epoch is selected on.
+        init_from: A run folder with weights to start from; layers of other shapes are initialised.
+        precision: Number type of the layers; auto is bfloat16 if the machine is fast at it.
         device: auto (the GPU if there is one), cpu, cuda, cuda:1, mps, …
-        compile: auto compiles the training step where the run is long enough to gain by it, except
-            float32 on the CPU, whose results are the same to the bit each time.
+        compile: auto compiles the training step if the run is long enough to save time, except for float32 on the
+            CPU, so that its results are repeatable to the bit.
         seed: Seed of order, augmentation and dropout, and on the command line of the initial weights.
 
     Raises:
@@ -249,7 +249,7 @@ class TrainConfig:
 
 
 def to_json(config: "DataclassInstance") -> dict[str, Any]:
-    """A configuration as a dictionary that survives JSON, in the order of its fields."""
+    """A configuration as a JSON-serialisable dictionary, in the order of its fields."""
     section = dataclasses.asdict(config)
     if "options" in section:
         section["options"] = dict(section["options"])
@@ -257,11 +257,11 @@ def to_json(config: "DataclassInstance") -> dict[str, Any]:
 
 
 def from_json(cls: type[_T], section: Mapping[str, Any]) -> _T:
-    """A configuration from what `to_json` made of it; fields with a default may be missing.
+    """A configuration from the result of `to_json`; fields with a default may be missing.
 
     Raises:
         ValueError: other fields are missing or unknown.
-        DualcapsError: the configuration refuses a value.
+        DualcapsError: an invalid value.
     """
     known = {field.name for field in dataclasses.fields(cls)}
     required = {field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING}
@@ -287,7 +287,7 @@ def _frozen(value: Any) -> Any:
 
 
 def _check_types(config: "DataclassInstance", error: type[DualcapsError]) -> None:
-    """Bring values to their fields' types, such as lists to tuples; raise `error` for one that is of another."""
+    """Convert values to their fields' types, such as lists to tuples; raise `error` if that is not possible."""
     hints = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
         value = _plain(getattr(config, field.name))
@@ -297,7 +297,7 @@ def _check_types(config: "DataclassInstance", error: type[DualcapsError]) -> Non
 
 
 def _plain(value: Any) -> Any:
-    """Python's own type for numbers of numpy, lists and paths."""
+    """Convert numpy numbers, lists and paths to built-in types."""
     if isinstance(value, list | tuple):
         return tuple(map(_plain, value))
     if isinstance(value, bool | int | float | str) or value is None:

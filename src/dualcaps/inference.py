@@ -1,4 +1,4 @@
-"""Answers of a trained network: one policy for device, precision and batches.
+"""Inference: one policy for device, precision and batches.
 
 Every path that runs a network without training it (predict, evaluate, reconstructions, explanations) goes
 through `run_batches`.
@@ -38,10 +38,10 @@ _CALIBRATION_BINS = 15
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How a network's predictions compare with the labels.
+    """Predictions and labels of an evaluation, with metrics.
 
     Attributes:
-        lengths: what the network answered, [images, classes].
+        lengths: lengths of the class capsules, [images, classes].
         labels: the class numbers, [images].
         classes: class names in the order of the labels.
     """
@@ -122,8 +122,8 @@ class RunEvaluation:
         evaluation: predictions and labels.
         model: the network.
         split: the images.
-        official: whether they are a data set's official ones; None where there are none.
-        notes: what was done with the images that a user should know.
+        official: whether they are a data set's official images; None if there are no official ones.
+        notes: see `ImageDataset.notes`.
     """
 
     evaluation: Evaluation
@@ -138,10 +138,10 @@ def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of a name; "auto" is the fastest kind available.
+    """The device by name; "auto" is the fastest available kind.
 
     Raises:
-        ConfigError: the name is no device, or this machine lacks it.
+        ConfigError: the name is not a device, or not available on this machine.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -154,7 +154,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_precision(name: PrecisionChoice, device: torch.device) -> Precision:
-    """The number type to compute in; "auto" is bfloat16 where the device multiplies it fast."""
+    """The number type to compute in; "auto" is bfloat16 if the device multiplies it fast."""
     if name != "auto":
         return name
     if device.type == "cuda":
@@ -165,7 +165,7 @@ def choose_precision(name: PrecisionChoice, device: torch.device) -> Precision:
 
 
 def choose_batch_size(device: torch.device) -> int:
-    """Images at a time with which a device predicts fastest; CPUs run at half the speed with 512."""
+    """The batch size with the highest throughput; on CPUs 512 is half as fast as 128."""
     return 128 if device.type == "cpu" else 1024
 
 
@@ -176,13 +176,13 @@ def load_model(run: str | Path | Run, device: str = "auto", *, model: Network | 
 
     Args:
         run: the run folder.
-        device: where to place it, see `choose_device`.
+        device: see `choose_device`.
         model: a network to load the weights into, for one that is not registered by name.
 
     Raises:
         RunError: the folder is missing, incomplete, damaged or from another version.
         ModelError: its network, trunk or routing method is not registered.
-        ConfigError: this machine lacks the device.
+        ConfigError: the device is not available on this machine.
     """
     opened = run if isinstance(run, Run) else Run.open(run)
     if model is None:
@@ -235,16 +235,16 @@ def run_batches(
     Args:
         model: on any device; it is left in evaluation mode.
         images: uint8 [N, C, H, W] from 0 to 255, or floats in [0, 1], on any device.
-        precision: the number type of the layers; what routing sums, squashes and couples with is always float32.
-        batch_size: images at a time; it does not change the answers. By default `choose_batch_size`.
+        precision: the number type of the layers; routing is always computed in float32.
+        batch_size: images per batch; it does not change the results. By default `choose_batch_size`.
         intermediates: see `Network.forward`.
 
     Yields:
-        The batch as floats in [0, 1] on the model's device, and what the network answered.
+        The batch as floats in [0, 1] on the model's device, and the network's output.
     """
     model.eval()
     device = next(model.parameters()).device
-    # Rounded once; autocast would round the weights again for each batch.
+    # Rounded once, whereas autocast would round the weights for each batch.
     number_type = getattr(torch, precision)
     weights = {
         name: weight.to(number_type) if weight.is_floating_point() else weight
@@ -277,7 +277,7 @@ def predict(
         Lengths in [0, 1] on the CPU, in float32.
 
     Raises:
-        DataError: values whose range cannot be known, or an ambiguous shape.
+        DataError: values of unknown range, or an ambiguous shape.
         ModelError: images of another shape.
 
     Example:
@@ -304,16 +304,16 @@ def predict_files(
 ) -> Float[Tensor, "count classes"]:
     """`predict` for image files of any size and mode, resized to the network's shape.
 
-    While the network computes one batch the next ones are read.
+    The next batches are read while the network computes.
 
     Args:
         model, precision, batch_size: see `predict`.
         paths: the files.
-        unread: if given, a file that cannot be read does not stop the others: its place in `paths` and
-            the reason are noted here, and its lengths are NaN.
+        unread: if given, files that cannot be read do not stop the others: their indices in `paths` and
+            the reasons are stored here, and their lengths are NaN.
 
     Raises:
-        DataError: a file is no image that can be read, and `unread` is not given.
+        DataError: a file cannot be read as an image, and `unread` is not given.
     """
     device = next(model.parameters()).device
     size = batch_size or choose_batch_size(device)
@@ -356,7 +356,7 @@ def evaluate(
         split: the images and labels.
 
     Raises:
-        DataError: no images, or labels of classes that the network does not know.
+        DataError: no images, or labels of unknown classes.
     """
     if not len(split):
         raise DataError("no images to evaluate on")
@@ -365,7 +365,7 @@ def evaluate(
 
 
 def _labels_by_name(model: Network, split: ImageSplit) -> np.ndarray:
-    """The split's labels as the network numbers its classes."""
+    """The split's labels in the network's numbering of the classes."""
     labels, known = split.labels.cpu().numpy(), len(model.classes)
     numbered = model.classes == tuple(str(number) for number in range(known))
     if split.classes is not None and split.classes != model.classes and not numbered:
@@ -385,18 +385,18 @@ def _labels_by_name(model: Network, split: ImageSplit) -> np.ndarray:
 def evaluate_run(
     run: str | Path, source: str | None = None, *, data_dir: str | Path | None = None, device: str = "auto"
 ) -> RunEvaluation:
-    """Evaluate a run, in the precision it was trained in, on test images.
+    """Evaluate a run on test images, in the precision it was trained in.
 
     Args:
         run: the run folder.
-        source: a data set's name (its test part), or one's own images (their test
-            part, or all of them); without, the test part of what the run was trained on.
-        data_dir: where the files of a named data set are looked for first.
-        device: where to compute.
+        source: a data set's name, whose test part is used, or your own images, of which the test part or all
+            are used; by default the test part of the run's data.
+        data_dir: folder to search first for the files of a named data set.
+        device: see `choose_device`.
 
     Raises:
-        DataError: the images cannot be found or read, are of other classes, or are not those
-            that the run was trained on.
+        DataError: the images cannot be found or read, are of other classes, or have changed since the run
+            was trained on them.
         RunError, ModelError, ConfigError: as `load_model`.
     """
     opened = Run.open(run)
@@ -413,8 +413,8 @@ def evaluate_run(
         data = load_data(**vars(options))
         if not same_images(data, opened):
             raise DataError(
-                f"{options.source}: changed since {opened.path} was trained on it, so test images cannot be told from "
-                "training images: put the images to evaluate on into another folder and name that"
+                f"{options.source}: changed since {opened.path} was trained on it, so test images cannot be "
+                "distinguished from training images: put the images to evaluate on into another folder and name that"
             )
         split, official, notes = data.test, data.provenance["official"], data.notes
     elif source in DATASETS:
@@ -429,7 +429,7 @@ def evaluate_run(
 
 
 def same_images(data: Any, run: Run) -> bool:
-    """Whether a loaded data set has the images and the split that a run was started with."""
+    """Whether a data set has the images and the split that a run was started with."""
     known = run.provenance["data"]
     if "sha256" in known:
         return known["sha256"] == data.fingerprint

@@ -1,4 +1,4 @@
-"""Losses: pure functions of what the network answered, the mean over the batch."""
+"""Losses: pure functions of a network's outputs, averaged over the batch."""
 
 import torch
 from jaxtyping import Float
@@ -23,8 +23,8 @@ def margin_loss(
     Args:
         lengths: the capsules' lengths, in [0, 1].
         labels: class numbers [B], int64 from 0 to classes - 1, or T itself [B, classes] in [0, 1].
-        present: m+, the length wanted of the labelled class at least.
-        absent: m-, the length allowed to the other classes.
+        present: m+, the length that the labelled class should exceed.
+        absent: m-, the length that the other classes may have.
         absent_weight: lambda, the weight of the other classes.
         label_smoothing: s, at least 0 and below 1; T becomes (1 - s) T + s / classes.
         class_weight: weight of each class; the mean over the batch is then weighted by the labelled class's.
@@ -60,7 +60,7 @@ def cross_entropy(
 ) -> Float[Tensor, ""]:
     """Cross-entropy of probabilities, for networks whose lengths are a softmax.
 
-    Probabilities below 1e-7 count as 1e-7, the clipping of the Keras of the paper.
+    Probabilities are clipped at 1e-7 from below, as in the Keras version of the paper.
 
     Args:
         probabilities: they sum to 1 over the classes.

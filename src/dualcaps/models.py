@@ -1,4 +1,4 @@
-"""The networks: how layers are wired, and every size, derived from the images' shape."""
+"""The networks: assembly of the layers, with all sizes derived from the images' shape."""
 
 import dataclasses
 import inspect
@@ -36,11 +36,11 @@ _EXPLICIT_VOTES = 1024  # votes' dimensions per child up to which explicit votes
 
 
 class CapsOutput(NamedTuple):
-    """What a network answers.
+    """Output of a network.
 
-    lengths: for each class how sure the network is that the image shows it, in [0, 1]: the length of the
-        class's pose, or of a network without capsules its softmax.
-    poses: the parent capsules; of a network without capsules `dim` is 0.
+    lengths: score of each class in [0, 1]: the length of the class's pose, or the softmax of a network without
+        capsules.
+    poses: the parent capsules; for networks without capsules `dim` is 0.
     """
 
     lengths: Float[Tensor, "batch classes"]
@@ -48,7 +48,7 @@ class CapsOutput(NamedTuple):
 
 
 class Intermediates(NamedTuple):
-    """What a network computes on the way; None where it has no such part.
+    """Output of a network with its intermediate results; None for parts that it does not have.
 
     lengths, poses: as in `CapsOutput`.
     features: the trunk's feature map, before Conv-Attention.
@@ -56,9 +56,9 @@ class Intermediates(NamedTuple):
     gated_features: the feature map after Conv-Attention.
     votes: before Caps-Attention.
     caps_gates: Caps-Attention's gates a; the last axis has the votes' dimension, or 1.
-    gated_votes: what is routed.
+    gated_votes: the votes after Caps-Attention, which are routed.
     couplings: of the last routing iteration.
-    iterations: logits, couplings and parents of each routing iteration, as far as the method has them.
+    iterations: logits, couplings and parents of each routing iteration, if the method provides them.
     """
 
     lengths: Float[Tensor, "batch classes"]
@@ -81,10 +81,10 @@ class Network(nn.Module):
     and, if it has any, options of its own as keyword arguments; `@register_model(name)` makes it known by name.
 
     Attributes:
-        config: how it was built.
+        config: its configuration.
         classes: class names in the order of the labels; numbers until training sets them.
-        value_range: the pixel values of image files that mean 0 and 1 where files are not of 8 bits; None for 8 bits.
-        decoder: None where it was built without.
+        value_range: the pixel values of black and white in image files that are not 8-bit; None for 8-bit images.
+        decoder: the decoder, or None.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -99,7 +99,7 @@ class Network(nn.Module):
 
         Args:
             images: uint8 [B, C, H, W] from 0 to 255, or floats in [0, 1].
-            intermediates: whether to return what is computed on the way too.
+            intermediates: whether to return `Intermediates` instead of `CapsOutput`.
 
         Raises:
             ModelError: images of another shape or type.
@@ -117,13 +117,13 @@ class Network(nn.Module):
         label_smoothing: float = 0.0,
         class_weight: Float[Tensor, "classes"] | None = None,
     ) -> Float[Tensor, ""]:
-        """Mean loss of a batch: margin loss, and the weighted reconstruction loss where images were reconstructed.
+        """Mean loss of a batch: margin loss, plus the weighted reconstruction loss if there are reconstructions.
 
         Args:
-            output: what the network answered.
+            output: the network's output.
             labels: class numbers [B], or soft labels [B, classes] in [0, 1].
-            images: values in [0, 1], what the reconstructions should be.
-            reconstructions: what `reconstruct` returned for the labels.
+            images: targets of the reconstructions, values in [0, 1].
+            reconstructions: the result of `reconstruct` for the labels.
             reconstruction_weight: weight of the reconstruction loss.
             label_smoothing: share of each label spread over all classes.
             class_weight: weight of each class.
@@ -158,11 +158,11 @@ class Network(nn.Module):
         return self.decoder(poses, poses.norm(dim=-1).argmax(dim=1) if labels is None else labels)
 
     def place(self, device: torch.device) -> "Network":
-        """Move to a device, the weights channels last in memory, with which convolutions are fastest."""
+        """Move to a device, with weights in the memory format channels last, which is fastest for convolutions."""
         return self.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def prepare(self, images: Tensor) -> Float[Tensor, "batch channels height width"]:
-        """Images as the layers take them: floats in [0, 1], channels last in memory.
+        """Convert images to the layers' input: floats in [0, 1], channels last in memory.
 
         Args:
             images: uint8 from 0 to 255, which are divided by 255, or floats in [0, 1].
@@ -181,7 +181,7 @@ class Network(nn.Module):
         if torch.compiler.is_compiling():
             return images
         if images.shape[1] == 1:
-            # One channel lies first and last alike, but unless its stride says last, oneDNN convolves 20 times slower.
+            # With one channel both memory formats coincide, but oneDNN is 20 times slower unless the strides say last.
             height, width = images.shape[2:]
             return images.contiguous().as_strided(images.shape, (height * width, 1, width, 1))
         return images.contiguous(memory_format=torch.channels_last)
@@ -202,7 +202,7 @@ class CapsNet(Network):
     """Trunk, Conv-Attention, votes, Caps-Attention, routing; each attention module optional.
 
     Args:
-        config: how it is built.
+        config: the configuration.
         **options: options of the trunk and of the routing method, by name.
     """
 
@@ -276,11 +276,11 @@ class CapsNet(Network):
         )
 
     def _use_implicit_routing(self, device: torch.device) -> bool:
-        """Whether to route the children themselves, which needs dynamic routing of votes that nothing gates.
+        """Whether to route without explicit votes, which requires dynamic routing without Caps-Attention.
 
-        On the CPU it takes less memory at any size, and less time except for eager bfloat16 in batches below 64. On
-        CUDA votes are routed by one fused kernel, so it pays in memory alone, where parents are many. Modules
-        with hooks, and of other types than ours, are called.
+        On the CPU this takes less memory at any size, and less time except for eager bfloat16 in batches below 64.
+        On CUDA a fused kernel routes explicit votes, so it only saves memory, for many parents. It bypasses
+        modules, so it is not used if any of them has hooks or another type.
         """
         if self.config.routing != "dynamic" or type(self.caps_attention) is not nn.Identity:
             return False
@@ -309,7 +309,7 @@ def _is_of_trunk(option: str, config: ModelConfig) -> bool:
 
 
 def _routing_options(config: ModelConfig, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of the routing method: those of its own, and of the configuration's fields those that it takes."""
+    """Options of the routing method: its own, and the configuration's fields that it takes."""
     known = method_options(config.routing)
     fields = {"squash_constant": config.squash_constant, "update": config.update}
     own = {name: value for name, value in options.items() if not _is_of_trunk(name, config)}
@@ -396,7 +396,7 @@ def wrap_module(module: nn.Module, image_shape: Sequence[int], num_classes: int,
         module: maps float images [B, C, H, W] in [0, 1] to logits [B, classes].
         image_shape: channels, height and width.
         num_classes: number of classes.
-        name: what the run calls it; by default the module's class name.
+        name: the network's name in its runs; by default the module's class name.
 
     Example:
         >>> module = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
@@ -438,7 +438,7 @@ def create_model(
         torch.Size([2, 5, 16])
     """
     config = configure(name, image_shape, num_classes, **switches)
-    if lookup(MODELS, "model", name).origin == "dualcaps":  # others may not be built twice
+    if lookup(MODELS, "model", name).origin == "dualcaps":  # building others twice may have side effects
         check_memory(build_on_meta(config))
     return build_model(config)
 
@@ -446,7 +446,7 @@ def create_model(
 def configure(
     name: str, image_shape: tuple[int, int, int] = (1, 28, 28), num_classes: int = 10, **switches: Any
 ) -> ModelConfig:
-    """The configuration that `create_model` builds; raises as it does, but for sizes."""
+    """The configuration that `create_model` builds; raises the same errors, except about sizes."""
     entry = lookup(MODELS, "model", name)
     fields = [field.name for field in dataclasses.fields(ModelConfig)][3:-1]
     for switch in switches:
@@ -471,7 +471,7 @@ def configure(
 
 
 def build_model(config: ModelConfig) -> Network:
-    """Build the network that a configuration describes; raises ModelError as `create_model` does."""
+    """Build the network of a configuration; raises ModelError as `create_model`."""
     built = lookup(MODELS, "model", config.name).value(config, **dict(config.options))
     if not isinstance(built, Network):
         raise ModelError(
@@ -489,23 +489,23 @@ def list_models() -> list[str]:
 
 
 def default_switches(name: str) -> dict[str, Any]:
-    """Values of the fields of `ModelConfig`, without name and geometry, that a registered name stands for.
+    """Defaults of a registered name for the fields of `ModelConfig`, without name and geometry.
 
-    A name that is not registered has the fields' own defaults.
+    A name that is not registered has the defaults of `ModelConfig`.
     """
     given = MODELS[name].defaults if name in MODELS else {}
     return {field.name: given.get(field.name, field.default) for field in dataclasses.fields(ModelConfig)[3:-1]}
 
 
 def describe(config: ModelConfig) -> str:
-    """A network in a few words for people: its name and where it differs from what the name stands for."""
+    """A readable description of a network: its name and the switches that differ from the name's defaults."""
     usual = default_switches(config.name)
     differing = {name: getattr(config, name) for name in usual if getattr(config, name) != usual[name]}
     return ", ".join([config.name, *describe_switches(differing | dict(config.options))])
 
 
 def describe_switches(switches: Mapping[str, Any]) -> list[str]:
-    """Switches in words."""
+    """Readable descriptions of switches."""
     return [
         f"with {name}" if value is True else f"no {name}" if value is False else f"{name} {value}"
         for name, value in switches.items()
@@ -519,7 +519,7 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def _option_names(config: ModelConfig) -> tuple[str, ...] | None:
-    """Options beside the fields of `ModelConfig` that a network takes; None where it takes any."""
+    """Options that a network takes in addition to the fields of `ModelConfig`; None if it takes any."""
     registered = MODELS[config.name].value
     if registered is CapsNet:
         if config.trunk.startswith(TIMM_PREFIX):
@@ -537,7 +537,7 @@ def _keywords(builder: Any) -> tuple[str, ...]:
 
 
 def check_memory(model: Network) -> None:
-    """Raise ModelError for a network whose weights, gradients and two moments do not fit into memory.
+    """Raise ModelError if a network's weights, gradients and two moments do not fit into memory.
 
     Args:
         model: built on the meta device.
@@ -546,7 +546,7 @@ def check_memory(model: Network) -> None:
         import psutil
 
         memory = psutil.virtual_memory().total
-    except (ImportError, AttributeError, OSError):  # a platform that psutil does not know
+    except (ImportError, AttributeError, OSError):  # unsupported platform
         return
     config, parameters = model.config, count_parameters(model)
     if 16 * parameters > memory:
@@ -558,6 +558,6 @@ def check_memory(model: Network) -> None:
 
 
 def build_on_meta(config: ModelConfig) -> Network:
-    """Build a network without memory for its weights, to count or check; raises ModelError as `create_model` does."""
+    """Build a network without memory for its weights, to count or check; raises ModelError as `create_model`."""
     with torch.device("meta"):
         return build_model(dataclasses.replace(config, trunk_weights=None))

@@ -1,7 +1,7 @@
-"""Figures from plain numbers and arrays, which are computed elsewhere.
+"""Figures from numbers and arrays that are computed elsewhere.
 
-Names are drawn as they are: `$` does not start mathematics, characters that no installed font has are
-and bytes that are no text, are replaced by escapes.
+Names are drawn literally: `$` does not start mathematics. Characters that no installed font has, and bytes
+that are not text, are replaced by escapes.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ _COLOURS = {
 
 
 def png(figure: "Figure") -> bytes:
-    """The figure as a PNG file's content."""
+    """Render a figure as a PNG file."""
     content = io.BytesIO()
     _make_drawable(figure)
     figure.savefig(content, format="png", dpi=150)
@@ -39,7 +39,7 @@ def png(figure: "Figure") -> bytes:
 
 
 def svg(figure: "Figure") -> bytes:
-    """The figure as an SVG file's content, the same each time."""
+    """Render a figure as an SVG file, reproducible to the byte."""
     import matplotlib as mpl
 
     content = io.BytesIO()
@@ -50,7 +50,7 @@ def svg(figure: "Figure") -> bytes:
 
 
 def accuracy_bands(curves: Mapping[str, np.ndarray]) -> "Figure":
-    """Accuracy against the epoch: for each name the mean over its runs and a standard deviation to each side.
+    """Plot accuracy against the epoch: for each name the mean over its runs, with a band of one standard deviation.
 
     Args:
         curves: by name, accuracies in % [runs, epochs].
@@ -68,7 +68,7 @@ def accuracy_bands(curves: Mapping[str, np.ndarray]) -> "Figure":
             axes.fill_between(epochs, mean - std, np.minimum(mean + std, 100), color=colour, alpha=0.15, linewidth=0)
         lowest.append(np.quantile(mean, 0.1))
     top = max(float(values.mean(axis=0).max()) for values in curves.values())
-    low = min(*lowest, top - 5)  # the first epochs may fall out of the picture
+    low = min(*lowest, top - 5)  # the first epochs may be cut off
     axes.set(xlabel="epoch", ylabel="accuracy, %", ylim=(low - 0.1 * (top - low), top + 0.05 * (top - low)))
     if all(values.shape[1] == 1 for values in curves.values()):
         axes.set_xlim(0, 2)
@@ -79,12 +79,12 @@ def accuracy_bands(curves: Mapping[str, np.ndarray]) -> "Figure":
 
 
 def strip_rows(strips: Mapping[str, np.ndarray]) -> "Figure":
-    """Strips of images, uint8 [height, width, 3], one below the other, each named at its left."""
+    """Draw strips of images, uint8 [height, width, 3], one below the other, with names on the left."""
     height, width = next(iter(strips.values())).shape[:2]
     wide, names, gap = 7.2, 1.0, 0.08  # inches
     high = (wide - names) * height / width
     figure = _figure(wide, len(strips) * (high + gap))
-    figure.set_layout_engine("none")  # it leaves no room for names beside images that keep their shape
+    figure.set_layout_engine("none")  # constrained layout leaves no room for names beside images of fixed aspect
     for row, (name, strip) in enumerate(strips.items(), start=1):
         bottom = 1 - (row * high + (row - 0.5) * gap) / figure.get_figheight()
         axes = figure.add_axes((names / wide, bottom, 1 - names / wide, high / figure.get_figheight()))
@@ -96,13 +96,13 @@ def strip_rows(strips: Mapping[str, np.ndarray]) -> "Figure":
 
 
 def learning_curves(history: Sequence[Mapping[str, Any]], selection: str, selected_epoch: int, title: str) -> "Figure":
-    """Loss and accuracy against the epoch, the selected epoch marked.
+    """Plot loss and accuracy against the epoch and mark the selected epoch.
 
     Args:
         history: for each epoch "epoch", "loss", "train_accuracy" and `<selection>_accuracy`.
         selection: the part that the epoch was selected on, "validation" or "test".
         selected_epoch: the epoch to mark.
-        title: what was trained on what.
+        title: title of the figure.
     """
     epochs = [line["epoch"] for line in history]
     chosen = [100 * line[f"{selection}_accuracy"] for line in history]
@@ -132,7 +132,7 @@ def learning_curves(history: Sequence[Mapping[str, Any]], selection: str, select
 
 
 def image_strip(images: np.ndarray) -> bytes:
-    """Images [count, height, width, channels] in [0, 1] side by side as a PNG file, a pixel for a pixel."""
+    """Images [count, height, width, channels] in [0, 1] side by side as a PNG file, without scaling."""
     row = np.concatenate(list(images), axis=1)
     grey = row.shape[-1] == 1 or (row == row[..., :1]).all()
     shown = row[..., 0] if grey else row[..., :3]
@@ -142,12 +142,12 @@ def image_strip(images: np.ndarray) -> bytes:
 
 
 def image_rows(rows: Mapping[str, np.ndarray], titles: Sequence[str], title: str = "") -> "Figure":
-    """Rows of images, each row named at its left, each column titled.
+    """Draw rows of images with a name for each row and a title for each column.
 
     Args:
         rows: by name, images [columns, height, width, channels] with values in [0, 1]; three
             channels are shown in colour, any other number by their mean.
-        titles: a title a column.
+        titles: one title per column.
         title: of the whole figure.
     """
     figure = _figure(1.1 * len(titles) + 0.6, 1.15 * len(rows) + (0.8 if title else 0.5))
@@ -167,7 +167,7 @@ def image_rows(rows: Mapping[str, np.ndarray], titles: Sequence[str], title: str
 
 
 def confusion_matrix(confusion: np.ndarray, classes: Sequence[str]) -> "Figure":
-    """Images by true class (rows) and predicted class (columns), coloured by the share of the true class.
+    """Draw a confusion matrix: true class in rows, predicted class in columns, coloured by the share of the row.
 
     Args:
         confusion: counts [classes, classes].
@@ -195,7 +195,7 @@ def confusion_matrix(confusion: np.ndarray, classes: Sequence[str]) -> "Figure":
 
 
 def labelled_images(images: np.ndarray, captions: Sequence[str], *, columns: int = 6) -> "Figure":
-    """Images, each with a caption above it.
+    """Draw images with a caption above each.
 
     Args:
         images: [count, height, width, channels] with values in [0, 1].
@@ -219,7 +219,7 @@ def _shortened(text: str, most: int) -> str:
 
 
 def _make_drawable(figure: "Figure") -> None:
-    """Draw all names as they are, with the installed fonts that have their characters, or escapes."""
+    """Make all names literal, in installed fonts that have their characters; other characters become escapes."""
     families, characters = _fonts()
     for text in _named_texts(figure):
         text.set_parse_math(False)
@@ -229,7 +229,7 @@ def _make_drawable(figure: "Figure") -> None:
 
 
 def _named_texts(figure: "Figure") -> "Iterator[Text]":
-    """All texts but the numbers at the axes, whose exponents are written as mathematics."""
+    """All texts except tick labels, whose exponents are written as mathematics."""
     yield from figure.texts  # the figure's title is one of them
     for axes in figure.axes:
         yield from (axes.title, axes.xaxis.label, axes.yaxis.label, *axes.texts)
@@ -238,7 +238,7 @@ def _named_texts(figure: "Figure") -> "Iterator[Text]":
 
 
 def _escaped(text: str, characters: frozenset[int]) -> str:
-    """Text with an escape for each character that cannot be drawn: half a surrogate pair, or no font has it."""
+    """Text with escapes for lone surrogates and characters that no font has."""
     plain = text.encode("utf-8", "backslashreplace").decode()
     return "".join(c if ord(c) in characters or c == "\n" else f"\\u{ord(c):04x}" for c in plain)
 
@@ -254,7 +254,7 @@ _FALLBACK_FONTS = (
 
 @functools.cache
 def _fonts() -> tuple[list[str], frozenset[int]]:
-    """The font of matplotlib and the installed ones that fill its gaps, and all code points that they have."""
+    """Matplotlib's font, installed fallback fonts, and all code points that they cover."""
     from matplotlib import font_manager, ft2font
 
     files = {entry.name: entry.fname for entry in font_manager.fontManager.ttflist}
@@ -267,6 +267,6 @@ def _fonts() -> tuple[list[str], frozenset[int]]:
 
 
 def _figure(width: float, height: float) -> "Figure":
-    from matplotlib.figure import Figure  # reads, and at first writes, a cache of the machine's fonts
+    from matplotlib.figure import Figure  # slow: reads a cache of the machine's fonts
 
     return Figure(figsize=(width, height), layout="constrained")

@@ -28,13 +28,13 @@ def test_a_damaged_image_costs_no_other_prediction(run_cli: Callable, run: Path,
     assert all(sum(answer["lengths"].values()) > 0 for answer in others)
 
 
-def test_what_is_passed_over_in_a_folder_is_reported(run_cli: Callable, run: Path, shapes: Path, tmp_path: Path):
+def test_what_is_skipped_in_a_folder_is_reported(run_cli: Callable, run: Path, shapes: Path, tmp_path: Path):
     folder = shutil.copytree(shapes / "down", tmp_path / "photos")
     (folder / "notes.txt").touch()
     said = run_cli("predict", run, folder)
     assert said.code == 0
     assert len(said.out.splitlines()) == 1 + 12
-    assert said.err.startswith(f"note: {folder}: passed over: 1 ")
+    assert said.err.startswith(f"note: {folder}: skipped: 1 ")
     assert ".txt" in said.err
 
 

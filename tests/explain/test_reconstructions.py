@@ -42,10 +42,10 @@ def test_the_error_is_the_mean_square_over_all_images_whatever_the_batch(monkeyp
     assert reconstruction_error(model, part) == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_contact_sheet_shows_each_class_as_it_is_and_augmented(shapes_folder: Path):
+def test_a_contact_sheet_shows_each_class_plain_and_augmented(shapes_folder: Path):
     data = load_data(shapes_folder)
     figure = contact_sheet(data, columns=2, most=2)
-    assert [axes.get_title() for axes in figure.axes[:4]] == ["as it is", "as it is", "augmented", "augmented"]
+    assert [axes.get_title() for axes in figure.axes[:4]] == ["plain", "plain", "augmented", "augmented"]
     assert [axes.get_ylabel() for axes in figure.axes if axes.get_ylabel()] == ["across", "down"]
     of_class = data.train.images[data.train.labels == 1][:, 0] / 255
     for axes in figure.axes[4:6]:

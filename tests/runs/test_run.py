@@ -109,7 +109,7 @@ def test_damaged_files_of_a_run_are_named(tmp_path: Path):
     with pytest.raises(RunError, match=r"metrics\.jsonl: damaged \(epochs are missing\)"):
         Run.open(run.path)
     (run.path / "result.json").write_text(json.dumps(result | {"test_accuracy": "high"}))
-    with pytest.raises(RunError, match="'test_accuracy' is missing or not what it should be"):
+    with pytest.raises(RunError, match="'test_accuracy' is missing or of the wrong type"):
         Run.open(run.path)
 
 

@@ -133,7 +133,7 @@ def test_a_compiled_step_that_is_slower_is_given_up(clock: SimpleNamespace):
     for _ in range(40):
         train(*batch())
     assert not train.compiled
-    assert said[-1].startswith("not compiled any more: 1000.0 -> 2000.0 ms a step")
+    assert said[-1].startswith("no longer compiled: 1000.0 -> 2000.0 ms a step")
 
 
 def test_without_a_compiler_training_goes_on_and_says_why(monkeypatch: pytest.MonkeyPatch):
@@ -159,7 +159,7 @@ def test_running_out_of_memory_is_no_reason_to_go_on(monkeypatch: pytest.MonkeyP
         train(*batch())
 
 
-def test_a_damaged_record_is_passed_over(clock: SimpleNamespace):
+def test_a_damaged_record_is_skipped(clock: SimpleNamespace):
     _, train = make_step(compile="auto", steps=1000)
     train._record.parent.mkdir(parents=True)
     for content in ("", "{", "[]", '{"compiling": 0, "eager": 0, "compiled": 0}', '{"compiling": "x"}'):

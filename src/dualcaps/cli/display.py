@@ -38,7 +38,7 @@ def _escaped(character: str) -> str:
 
 
 def make_printable(*streams: TextIO) -> None:
-    """Let streams print every text: a character that their encoding lacks is replaced, see `_PLAIN`."""
+    """Make streams print any text: characters that their encoding lacks are replaced, see `_PLAIN`."""
     codecs.register_error("dualcaps.printable", _replace_unencodable)
     for stream in streams:
         if reconfigure := getattr(stream, "reconfigure", None):
@@ -46,7 +46,7 @@ def make_printable(*streams: TextIO) -> None:
 
 
 def stdout() -> Console:
-    """Standard output; nothing is wrapped for a file or another program."""
+    """A console for standard output; lines are not wrapped unless it is a terminal."""
     console = _console()
     if not console.is_terminal:
         console.width = 1000
@@ -63,7 +63,7 @@ def table(*headings: str, right: Iterable[str] = (), fold: bool = False) -> Tabl
     Args:
         *headings: the columns.
         right: those aligned at the right.
-        fold: whether long values are wrapped and not cut off.
+        fold: whether long values are wrapped instead of truncated.
     """
     columns, right = Table(box=None, pad_edge=False), set(right)
     for heading in headings:
@@ -74,7 +74,7 @@ def table(*headings: str, right: Iterable[str] = (), fold: bool = False) -> Tabl
 
 
 def print_json(content: Any) -> None:
-    """Print JSON in ASCII, so that any name survives."""
+    """Print JSON in ASCII, so that any name can be printed."""
     print(json.dumps(content, indent=2))
 
 
@@ -133,11 +133,11 @@ def validation_or_test(line: Mapping[str, Any]) -> str:
 
 
 class GridDisplay:
-    """A line for each run that ends and, on a terminal, bars for the grid and the runs in progress; on standard error.
+    """Print a line per finished run and, on a terminal, progress bars for the grid and its runs, on standard error.
 
     Args:
-        total: how many runs the grid has.
-        done: how many are finished.
+        total: number of runs of the grid.
+        done: number of finished runs.
         budget: minutes after which it stops.
     """
 

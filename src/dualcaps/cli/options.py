@@ -58,7 +58,7 @@ def attribute_docs(cls: type) -> dict[str, str]:
 
     Example:
         >>> attribute_docs(DataConfig)["channels"]
-        "1 for grey, 3 for colour; by default the data set's, or colour where any image has it."
+        "1 for grey, 3 for colour; by default the data set's, or colour if any image is in colour."
     """
     _, _, section = inspect.cleandoc(cls.__doc__ or "").partition("\nAttributes:\n")
     section = re.split(r"\n\S", section)[0]

@@ -29,7 +29,7 @@ class Predict:
     top: int = 3
     """How many classes to print for each image."""
     precision: PrecisionChoice = "auto"
-    """Number type of the layers; auto is bfloat16 where the machine is fast at it."""
+    """Number type of the layers; auto is bfloat16 if the machine is fast at it."""
     device: Device = "auto"
     json: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
     """Print JSON: for each image its class and the lengths of all classes (0 to 1), or why it cannot be read."""
@@ -65,17 +65,17 @@ class Predict:
 
 
 def _image_files(path: Path) -> list[Path]:
-    """The file, or the images of a folder, with a note of what was passed over."""
+    """The file, or the images of a folder, with a note of what was skipped."""
     from dualcaps.data.sources.folder import list_images
 
     if not path.is_dir():
         return [path]
     listing = list_images(path)
-    passed_over = ", ".join(f"{count:,} {reason}" for reason, count in sorted(listing.passed_over.items()))
+    skipped = ", ".join(f"{count:,} {reason}" for reason, count in sorted(listing.skipped.items()))
     if not listing.files:
-        raise DataError(f"{display_path(path)}: no images in this folder{passed_over and f' ({passed_over})'}")
-    if passed_over:
-        print_notes([f"{display_path(path)}: passed over: {passed_over}"])
+        raise DataError(f"{display_path(path)}: no images in this folder{skipped and f' ({skipped})'}")
+    if skipped:
+        print_notes([f"{display_path(path)}: skipped: {skipped}"])
     return listing.files
 
 

@@ -1,4 +1,4 @@
-"""Batches: uint8 images stay on the device, where each batch is selected and augmented."""
+"""Batches of uint8 images that stay on the device, where each batch is selected and augmented."""
 
 from collections.abc import Iterator
 
@@ -16,12 +16,12 @@ def training_batches(
     generator: torch.Generator,
     num_classes: int | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """One epoch in random order; the last batch has the remaining images.
+    """Iterate over one epoch in random order; the last batch may be smaller.
 
     Args:
         split: the training images.
         batch_size: images in a batch.
-        augmentation: random changes of the images; None leaves them as they are.
+        augmentation: random changes of the images, or None.
         generator: of random numbers, on the split's device.
         num_classes: number of classes, needed for mixup.
 

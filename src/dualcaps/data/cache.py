@@ -1,11 +1,11 @@
-"""The pack cache: what was read once is kept as arrays that are mapped, not read, the next time.
+"""The pack cache: decoded images are kept as arrays that are memory-mapped the next time.
 
     packs/<key>/        the arrays of one source read with one set of options, and meta.json
-    index/<print>.json  which pack belongs to files of these paths, sizes and times
+    index/<hash>.json   the pack that belongs to files of these paths, sizes and times
 
 The key is a hash of the files' content and the options, so files that were moved or touched are
-hashed again but not packed again. A pack appears by a rename, complete, or not at all; one
-process at a time writes it. Packs that were not opened for 90 days are removed.
+hashed again but not decoded again. A pack appears complete, by a rename, or not at all; one
+process at a time writes it. Packs not opened for 90 days are removed.
 """
 
 import hashlib
@@ -25,21 +25,21 @@ import numpy as np
 from dualcaps.runs.files import write_json, write_with
 
 FORMAT = 3
-"""Version of the packs' layout and of how images are read; a change makes all older packs unused."""
+"""Version of the packs' layout and of image decoding; older packs are ignored."""
 
-_KEPT_SECONDS = 90 * 24 * 3600  # a pack that nobody opened for so long goes when another is made
+_KEPT_SECONDS = 90 * 24 * 3600
 
-_UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError)  # what a missing or damaged pack can raise
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError)  # raised by missing or damaged packs
 
 
 class Content(NamedTuple):
-    """What a source holds, read.
+    """The content of a source.
 
     parts: for each part uint8 [N, C, H, W] and int64 labels.
     classes: class names, in the order of the labels.
-    official: whether the files are the official ones; None where there are none.
-    notes: what was done with the images that a user should know.
-    value_range: the pixel values that stand for black and white, where they are not 0 and 255 of 8 bits.
+    official: whether the files are the official ones; None if there are no official files.
+    notes: see `ImageDataset.notes`.
+    value_range: the pixel values of black and white, if the images are not 8-bit.
     """
 
     parts: dict[str, tuple[np.ndarray, np.ndarray]]
@@ -51,13 +51,13 @@ class Content(NamedTuple):
 
 @dataclass(frozen=True)
 class Source:
-    """Images that can be read, before anything is.
+    """Images that can be read, before they are.
 
     Attributes:
-        files: all that reading depends on.
-        options: all else that it depends on; goes through JSON.
-        read: reads; raises DataError.
-        notes: what was done in finding the files that a user should know.
+        files: all files that the content depends on.
+        options: all options that the content depends on; JSON-serialisable.
+        read: reads the content; raises DataError.
+        notes: see `ImageDataset.notes`; about finding the files.
     """
 
     files: Sequence[Path]
@@ -67,9 +67,9 @@ class Source:
 
 
 def load_packed(source: Source, cache: Path) -> tuple[Content, str]:
-    """The source's content, mapped from the cache, or read and put there.
+    """Load a source's content, memory-mapped from the cache, or read and stored there.
 
-    A cache that cannot be written is not used.
+    A cache that cannot be written to is ignored.
 
     Returns:
         The content, and the SHA-256 of its arrays and class names.
@@ -87,12 +87,12 @@ def load_packed(source: Source, cache: Path) -> tuple[Content, str]:
 
 
 def peek(source: Source, cache: Path) -> tuple[Content, str] | None:
-    """What `load_packed` returns if the source is packed and unchanged, as far as paths, sizes and times tell."""
+    """The result of `load_packed` if the source is packed and unchanged, judged by paths, sizes and times."""
     return _mapped(source, cache)
 
 
 def file_fingerprint(source: Source) -> str:
-    """A hash that changes whenever a file is replaced, as far as paths, sizes and times tell."""
+    """A hash of paths, sizes and times, which changes when a file is replaced."""
     return _fingerprint(source)
 
 
@@ -116,7 +116,7 @@ class _CacheError(Exception):
 
 
 def _pack(source: Source, cache: Path) -> tuple[Content, str]:
-    index = _index(source, cache)  # before the content is read, so that it never stands for older content
+    index = _index(source, cache)  # before reading, so that it never refers to older content
     key = _content_key(source)
     pack, draft = cache / "packs" / key, cache / "packs" / f".{key}.draft"
     try:
@@ -152,7 +152,7 @@ def _pack(source: Source, cache: Path) -> tuple[Content, str]:
 
 
 def _remove_unused(cache: Path) -> None:
-    """Remove packs and drafts that were left alone for long, with what belongs to them."""
+    """Remove packs and drafts that were not used for long, and their index entries."""
     oldest = time.time() - _KEPT_SECONDS
     with suppress(OSError):
         for path in (cache / "packs").iterdir():
@@ -191,7 +191,7 @@ def _open(folder: Path) -> tuple[Content, str]:
     parts = {}
     for part, shape in meta["parts"].items():
         images, labels = (
-            # Copy on write: the tensors made of these are not marked read-only, and the files stay as they are.
+            # Copy on write, so that tensors of these arrays are writable without changing the files.
             np.load(folder / f"{part}-{what}.npy", mmap_mode="c", allow_pickle=False)
             for what in ("images", "labels")
         )
@@ -220,7 +220,7 @@ def hash_content(content: Content) -> str:
 
 
 def _fingerprint(source: Source) -> str:
-    """Changes whenever a file is replaced, as far as paths, sizes and times tell."""
+    """A hash of paths, sizes and times, which changes when a file is replaced."""
     digest = hashlib.sha256(json.dumps([FORMAT, source.options], sort_keys=True).encode())
     for file in source.files:
         status = file.stat()

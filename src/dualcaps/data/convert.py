@@ -1,4 +1,4 @@
-"""Images in memory, of any kind, to pixels that networks take; ambiguous ones are refused."""
+"""Conversion of images in memory to network inputs; ambiguous images are refused."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,20 +13,20 @@ from dualcaps.errors import DataError
 
 
 def images_from(what: Any, image_shape: tuple[int, int, int], value_range: ValueRange | None = None) -> Tensor:
-    """Images for a network, from what people have.
+    """Convert images of any common form to network inputs.
 
     Args:
         what: a tensor, array or list of images [N, C, H, W], [N, H, W, C] or, in grey, [N, H, W]; one image [C, H, W],
             [H, W, C] or [H, W]; a PIL image or a list of them, which are stretched to the size and brought to the
             channels as image files are.
         image_shape: channels, height and width that the network takes.
-        value_range: the pixel values that stand for 0 and 1, where images are neither uint8 nor floats in [0, 1].
+        value_range: the pixel values of black and white, for images that are neither uint8 nor floats in [0, 1].
 
     Returns:
         uint8 [N, C, H, W] from 0 to 255, or float32 in [0, 1].
 
     Raises:
-        DataError: another shape, or values whose range is not clear.
+        DataError: another shape, or an unknown range of values.
 
     Example:
         >>> images_from(np.zeros((28, 28), np.uint8), (1, 28, 28)).shape
@@ -52,14 +52,14 @@ def pixels_from(
     Args:
         what: images [N, H, W], [N, H, W, C] or [N, C, H, W]; an array, a tensor or a list of arrays or PIL images.
         value_range: the pixel values that stand for black and white; by default taken from all images together.
-        channels_last: where the channels are, if the shape does not tell.
+        channels_last: position of the channels, if it does not follow from the shape.
         name: what messages call the images.
 
     Returns:
         The images, and the range they were scaled from; None for uint8.
 
     Raises:
-        DataError: another shape, or values whose range is not clear.
+        DataError: another shape, or an unknown range of values.
     """
     if isinstance(what, list | tuple):
         what = _stacked(what)
@@ -83,7 +83,7 @@ def pixels_from(
     if array.dtype == bool:
         return array.astype(np.uint8) * np.uint8(255), None
     if value_range is None and array.dtype.kind in "iu" and array.max() == 1:
-        raise DataError(f"{name}: whole numbers 0 and 1 only: give truth values, or value_range=(0, 1)")
+        raise DataError(f"{name}: whole numbers 0 and 1 only: give booleans, or value_range=(0, 1)")
     if array.dtype == np.uint8 and value_range is None:
         return array, None
     if not np.isfinite(array).all():
@@ -121,7 +121,7 @@ def _as_tensor(what: Any) -> Tensor:
 
 
 def _with_layout(images: Tensor, image_shape: tuple[int, int, int]) -> Tensor:
-    """Images [N, C, H, W] from any layout that is not ambiguous for this shape."""
+    """Bring images of any unambiguous layout to [N, C, H, W]."""
     channels, height, width = image_shape
     shape = tuple(images.shape)
     if len(shape) == 4 and shape[1:] == image_shape:

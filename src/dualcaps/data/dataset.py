@@ -76,14 +76,14 @@ class ImageDataset:
 
     Attributes:
         name: the data set's name, or the folder's.
-        train, validation, test: its parts, without an image in common.
+        train, validation, test: its disjoint parts.
         classes: class names, in the order of the labels.
-        flip: whether a mirrored image still belongs to its class, as far as is known.
+        flip: whether a mirrored image still belongs to its class.
         batch_size: images per step in the paper's recipe.
-        config: what it was loaded with.
-        provenance: where the images came from, and hashes of what was read.
-        value_range: the pixel values that stood for black and white, where they were not 0 and 255 of 8 bits.
-        notes: what was done with the images that a user should know, a line each.
+        config: the options it was loaded with.
+        provenance: the source of the images and hashes of its content.
+        value_range: the pixel values of black and white, if the images were not 8-bit.
+        notes: one line for each fact about the images that a user should know, such as skipped files.
     """
 
     name: str
@@ -158,15 +158,15 @@ class ImageDataset:
         Args:
             x: images [N, H, W], [N, H, W, C] or [N, C, H, W] with 1 or 3 channels: uint8, bool, floats in [0, 1],
                 or other numbers with `value_range`; an array, a tensor or a list.
-            y: labels: whole numbers, names or truth values.
+            y: labels: whole numbers, names or booleans.
             classes: names in the order of the labels 0, 1, …; by default the sorted distinct labels.
             x_validation, y_validation, x_test, y_test: further parts; those that are missing are split off.
             validation, test: the share of the training images split off, above 0 and below 1.
             split_seed: seed of the choice.
             value_range: the pixel values that stand for black and white.
-            channels_last: where the channels are, if the shape does not tell.
+            channels_last: position of the channels, if it does not follow from the shape.
             flip: whether a mirrored image still belongs to its class, so that training mirrors images.
-            name: what the data set is called.
+            name: name of the data set.
 
         Raises:
             DataError: images or labels whose meaning is not clear.
@@ -257,7 +257,7 @@ def _images_and_labels(rows: Iterable[tuple[Any, Any]]) -> tuple[np.ndarray, lis
 
 
 def natural_order(name: str) -> tuple[Any, ...]:
-    """A sort key that puts numbers in names in the order in which people count: 2 before 10."""
+    """A sort key for natural order: numbers in names compare by value, 2 before 10."""
     return tuple((0, int(word), "") if word.isdecimal() else (1, 0, word) for word in re.split(r"(\d+)", name) if word)
 
 
@@ -267,9 +267,9 @@ def number_labels(
     """Class names and class numbers for labels of any type.
 
     Args:
-        labels: by part, whole numbers, names or truth values.
+        labels: by part, whole numbers, names or booleans.
         classes: names in the order of labels that are numbers; by default the distinct labels, sorted.
-        name: what messages call the data set.
+        name: name of the data set in messages.
 
     Raises:
         DataError: labels of other types, or numbers outside the named classes.
@@ -294,7 +294,7 @@ def number_labels(
     if len(names) < 2:
         raise DataError(f"{name}: only one class ({', '.join(names)}): at least two are needed")
     if len(names) > 100_000:
-        raise DataError(f"{name}: {len(names):,} distinct labels: these are no classes")
+        raise DataError(f"{name}: {len(names):,} distinct labels: too many for classes")
     number = {label: index for index, label in enumerate(names)}
     return names, {
         part: np.array([number[str(label)] for label in array.tolist()], np.int64) for part, array in arrays.items()
@@ -333,12 +333,12 @@ def split_arrays(
     value_range: ValueRange | None = None,
     notes: tuple[str, ...] = (),
 ) -> ImageDataset:
-    """A data set of labelled images, with the parts that are missing split off from the training images.
+    """Make a data set of labelled images; missing parts are split off from the training images.
 
     Args:
-        parts: uint8 [N, C, H, W] and labels of "train", perhaps "test" and "validation".
+        parts: uint8 [N, C, H, W] and labels of "train" and optionally "test" and "validation".
         classes, config, name, flip, batch_size, provenance, value_range, notes: see `ImageDataset`.
-        together: how many successive images must stay in one part, such as the two of a stereo pair.
+        together: number of successive images that stay in one part, such as the two of a stereo pair.
 
     Raises:
         DataError: a class with too few images.
@@ -372,7 +372,7 @@ def split_arrays(
 
 
 def to_split(images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> ImageSplit:
-    """Arrays as tensors that share their memory where it is contiguous and writable."""
+    """Convert arrays to a split; tensors share memory with contiguous, writable arrays."""
     writable = torch.from_numpy(np.require(images, requirements=["C", "W"]))
     return ImageSplit(writable, torch.from_numpy(np.asarray(labels, np.int64)), classes)
 

@@ -1,4 +1,4 @@
-"""Fetching a data set's files from where its makers publish them."""
+"""Downloading of data sets from their publishers."""
 
 from pathlib import Path
 
@@ -10,10 +10,10 @@ from dualcaps.errors import DataError
 
 
 def fetch(data_set: DataSet, *, extra: bool = False, quiet: bool = False) -> Path:
-    """Bring the data set's files into the user cache, each whole and of the right checksum.
+    """Download a data set's files into the user cache and verify their checksums.
 
     Args:
-        data_set: what to fetch.
+        data_set: the data set's card.
         extra: svhn's large extra file too.
         quiet: show no progress.
 
@@ -21,7 +21,7 @@ def fetch(data_set: DataSet, *, extra: bool = False, quiet: bool = False) -> Pat
         The folder they are in.
 
     Raises:
-        DataError: no address gave a file of the right checksum; the message says what each gave.
+        DataError: no address provided a file with the right checksum; the message names each reason.
     """
     folder = cache_folder() / data_set.folders[0]
     folder.mkdir(parents=True, exist_ok=True)
@@ -37,7 +37,7 @@ def _fetch_file(download: Download, folder: Path, quiet: bool) -> None:
     import requests
 
     pooch.get_logger().setLevel("ERROR")
-    for leftover in folder.glob("tmp*"):  # what a kill left of an earlier download
+    for leftover in folder.glob("tmp*"):  # of an earlier download that was killed
         leftover.unlink()
     reasons = []
     for address in download.addresses:
@@ -67,7 +67,7 @@ def _fetch_file(download: Download, folder: Path, quiet: bool) -> None:
 
 
 class _Bar:
-    """What pooch asks of a progress bar, drawn by rich; nothing where there is no terminal."""
+    """Pooch's progress bar interface, drawn by rich; hidden without a terminal."""
 
     def __init__(self, title: str) -> None:
         from rich.console import Console

@@ -1,7 +1,7 @@
 """Decoding of image files of any size and mode into one uint8 array.
 
-Images of 8 bits are read as they are. Others (16-bit and 32-bit integers, floats) are scaled from the range of
-values that the data set as a whole has, or that is given.
+8-bit images are not changed. Others (16-bit and 32-bit integers, floats) are scaled from the range of values of
+the whole data set, or from a given range.
 """
 
 import functools
@@ -27,16 +27,16 @@ IMAGE_SUFFIXES = frozenset(
         *(".pbm", ".pgm", ".ppm", ".pnm", ".pfm", ".tga", ".pcx", ".jp2", ".j2k", ".avif"),
     }
 )
-"""Endings of the files that are read as images."""
+"""Suffixes of files that are read as images."""
 
 ValueRange = tuple[float, float]
-"""The pixel values that stand for black and white."""
+"""The pixel values of black and white."""
 
 _COLOUR_MODES = frozenset({"P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "LAB", "HSV"})
 
-_ORIENTATION = 0x0112  # the EXIF tag that says how the camera was held
+_ORIENTATION = 0x0112  # EXIF tag
 
-# Pillow's other formats are not asked for, and some of them start programs; JPEG includes MPO.
+# Pillow's other formats are not needed, and some of them start external programs; JPEG includes MPO.
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM", "TGA", "PCX", "JPEG2000", "AVIF")
 _DEEP_MODES = ("I", "F")  # and I;16 with its byte orders
 _MOST_BYTES = 190_000_000  # that decoding may take over the file's own size
@@ -46,15 +46,15 @@ _MOST_SCANS = 64  # of a progressive JPEG, each decoded over the whole picture
 
 
 Encoded = Path | bytes
-"""An image file: where it is, or its content."""
+"""An image file: its path or its content."""
 
 
 class Inspected(NamedTuple):
-    """What the headers of some images say.
+    """Information from the headers of images.
 
-    sizes: the sizes (height, width) that occur.
+    sizes: the distinct sizes (height, width).
     colour: whether any image is in colour.
-    deep: indices of the images that are not of 8 bits.
+    deep: indices of images with more than 8 bits per channel.
     unread: reasons, by index, why images cannot be read.
     """
 
@@ -67,7 +67,7 @@ class Inspected(NamedTuple):
 def inspect_images(images: Sequence[Encoded], name: str = "") -> Inspected:
     """Read the headers of images.
 
-    `name` is what messages call images that are given by their content.
+    `name` is used in messages for images that are given by their content.
     """
     unread: dict[int, str] = {}
 
@@ -88,11 +88,11 @@ def inspect_images(images: Sequence[Encoded], name: str = "") -> Inspected:
 
 
 def find_value_range(images: Sequence[Encoded], name: str = "") -> tuple[ValueRange | None, dict[int, str]]:
-    """The range of values of images that are not of 8 bits, taken from all of them together.
+    """Find the common range of values of images that are not 8-bit.
 
     Returns:
-        The range by `choose_value_range`, None if none of them can be read; and reasons, by index, why images cannot
-        be read.
+        The range by `choose_value_range`, or None if no image can be read; and, by index, the reasons why images
+        cannot be read.
     """
     unread: dict[int, str] = {}
 
@@ -117,20 +117,20 @@ def find_value_range(images: Sequence[Encoded], name: str = "") -> tuple[ValueRa
 
 
 def choose_value_range(low: float, high: float, floats: bool, name: str) -> ValueRange:
-    """The range that values from `low` to `high` are taken from: 0 to 1 for floats, or 8, 12 or 16 bits.
+    """Choose the range for values from `low` to `high`: 0 to 1 for floats, or 8, 12 or 16 bits.
 
     Raises:
-        DataError: none of them holds the values.
+        DataError: no such range contains the values.
     """
     if low >= 0:
         for largest in ((1.0,) if floats else ()) + (255.0, 4095.0, 65535.0):
             if high <= largest:
                 return 0.0, largest
-    raise DataError(f"{name}: values from {low:g} to {high:g}: say which stand for black and white (--value-range)")
+    raise DataError(f"{name}: values from {low:g} to {high:g}: give the values of black and white (--value-range)")
 
 
 def scale_values(pixels: np.ndarray, value_range: ValueRange) -> np.ndarray:
-    """Values of a range as uint8; values outside become black or white. 16 bits lose their low byte."""
+    """Scale values from a range to uint8; values outside are clipped. Of 16 bits the low byte is dropped."""
     low, high = value_range
     if value_range == (0.0, 65535.0) and pixels.dtype.kind in "iu":
         return (pixels.clip(0, 0xFFFF) >> 8).astype(np.uint8)
@@ -149,8 +149,8 @@ def read_images(
 
     Args:
         images, shape, value_range: see `read_image`.
-        name: what messages call images that are given by their content.
-        unread: if given, reasons are noted here, by index, for images that cannot be read; they are black.
+        name: used in messages for images that are given by their content.
+        unread: if given, filled with the reasons, by index, why images cannot be read; these images are black.
 
     Raises:
         DataError: an image that cannot be read, without `unread`.
@@ -179,18 +179,18 @@ def read_image(
 ) -> np.ndarray:
     """Read one image file as uint8 [C, H, W].
 
-    The EXIF rotation is applied and transparency becomes white; colour becomes grey by luminance where one
-    channel is asked for. Images are stretched to the size as `resize` does; a JPEG at least four times larger is
-    decoded at a half, a quarter or an eighth of its size first.
+    The EXIF orientation is applied, transparency becomes white, and colour is converted to luminance if one
+    channel is requested. Images are resized as in `resize`; a JPEG at least four times larger is first decoded
+    at a half, a quarter or an eighth of its size.
 
     Args:
         image_file: its path or content.
         shape: channels (1 or 3), height and width to bring it to.
-        name: what messages call it, by default its path.
-        value_range: of images that are not of 8 bits; None takes it from this image alone.
+        name: used in messages; by default its path.
+        value_range: of images that are not 8-bit; None takes it from this image alone.
 
     Raises:
-        DataError: no image that can be read.
+        DataError: the image cannot be read.
     """
     name = name or _name(image_file, "image")
     with _opened(image_file, name) as image, _room_for(image, shape):
@@ -199,7 +199,7 @@ def read_image(
 
 @contextmanager
 def _room_for(image: Image.Image, shape: tuple[int, int, int] | None) -> Iterator[None]:
-    """Memory to decode an opened image in; large ones wait for each other."""
+    """Limit the memory for decoding an opened image; large images are decoded one at a time."""
     needed = 6 * image.width * image.height if image.info.get("progressive") else 0
     if shape is not None:
         longest = max(shape[1:])
@@ -207,14 +207,14 @@ def _room_for(image: Image.Image, shape: tuple[int, int, int] | None) -> Iterato
     plain = image.mode in ("L", "RGB") and not image.has_transparency_data
     needed += (16 if image.format == "WEBP" else 4 if plain else 8) * image.width * image.height
     if _has_orientation(image):
-        needed += 4 * image.width * image.height  # turned in a copy
+        needed += 4 * image.width * image.height  # rotation makes a copy
     if needed > _MOST_BYTES + image.info["bytes"]:
         raise ValueError(f"{image.width}x{image.height} pixels take {needed / 1e6:,.0f} MB to decode: shrink it")
     with _one_large_picture if needed > _LARGE_BYTES else nullcontext():
         try:
             yield
         finally:
-            image.close()  # gives the pixels back before the next one is let in
+            image.close()  # frees the pixels before the next image is decoded
 
 
 def _read(image: Image.Image, shape: tuple[int, int, int], name: str, value_range: ValueRange | None) -> np.ndarray:
@@ -232,20 +232,20 @@ def _read(image: Image.Image, shape: tuple[int, int, int], name: str, value_rang
 
 
 def image_to_array(image: Image.Image, shape: tuple[int, int, int]) -> np.ndarray:
-    """An image of 8 bits as uint8 [C, H, W], stretched to the size and brought to the channels of `shape`."""
+    """Convert an 8-bit image to uint8 [C, H, W] of the given shape."""
     size = shape[1:]
     if image.has_transparency_data:
         image = _resized(_in_mode(image, "RGBA"), size)
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     if image.mode not in ("1", "L", "LA"):
-        image = _in_mode(image, "RGB")  # some modes have no way to grey but this
+        image = _in_mode(image, "RGB")  # some modes convert to grey only through RGB
     grey = shape[0] == 1 or image.mode != "RGB"
     return _to_array(_in_mode(_resized(_in_mode(image, "L") if grey else image, size), "L" if shape[0] == 1 else "RGB"))
 
 
 def _has_orientation(image: Image.Image) -> bool:
-    """Whether the EXIF data say to turn the picture."""
-    if image.format == "PNG" and "exif" not in image.info:  # asked for it, Pillow would decode the picture
+    """Whether EXIF data specify an orientation other than upright."""
+    if image.format == "PNG" and "exif" not in image.info:  # reading it would make Pillow decode the picture
         return False
     return image.getexif().get(_ORIENTATION, 1) != 1
 
@@ -259,7 +259,7 @@ def _in_mode(image: Image.Image, mode: str) -> Image.Image:
 
 
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Stretch a uint8 image [C, H, W] to (height, width): by area where it shrinks, else bilinearly."""
+    """Resize a uint8 image [C, H, W] to (height, width): by area averaging if it shrinks, otherwise bilinearly."""
     if image.shape[1:] == size:
         return image
     return _to_array(_resized(Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)), size))
@@ -268,7 +268,7 @@ def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def to_grey(images: np.ndarray) -> np.ndarray:
     """Luminance (ITU-R 601) of uint8 images [N, 3, H, W], as uint8 [N, 1, H, W]."""
     grey = np.empty((len(images), 1, *images.shape[2:]), np.uint8)
-    for start in range(0, len(images), 1000):  # in pieces, as the sums take four bytes a number
+    for start in range(0, len(images), 1000):  # in chunks, as the sums take four bytes per value
         red, green, blue = images[start : start + 1000].astype(np.uint32).transpose(1, 0, 2, 3)
         grey[start : start + 1000, 0] = (19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16
     return grey
@@ -295,20 +295,20 @@ def _name(image: Encoded, container: str, number: int | None = None) -> str:
 
 @functools.cache
 def _formats() -> tuple[str, ...]:
-    """Those of `_FORMATS` that the installed Pillow knows; it raises KeyError for others."""
+    """The formats of `_FORMATS` that the installed Pillow supports."""
     Image.init()
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
 @contextmanager
 def _opened(image_file: Encoded, name: str) -> Iterator[Image.Image]:
-    """The image, opened; whatever goes wrong with it becomes a DataError that names the file."""
+    """Open an image; every error is converted to a DataError that names the file."""
     try:
         content = image_file if isinstance(image_file, bytes) else image_file.read_bytes()
         with Image.open(io.BytesIO(content), formats=_formats()) as image:
             image.info["bytes"] = len(content)
             if image.format in ("JPEG", "MPO") and content.count(b"\xff\xda") > _MOST_SCANS:
-                raise ValueError("more scans than any picture needs: not a file to trust")
+                raise ValueError("more scans than any picture needs: not a trustworthy file")
             yield image
     except DataError:
         raise

@@ -1,7 +1,7 @@
-"""Bounded reading: files and archives are read only as far as their size can justify.
+"""Bounded reading of files and archives.
 
-Sizes in headers are trusted only as far as the file's own size and what it unpacks to support them;
-archives are read member by member, and nothing in them is ever written.
+Sizes in headers are trusted only as far as the size of the file justifies; archives are read member by member
+and never extracted to disk.
 """
 
 import gzip
@@ -24,7 +24,7 @@ MOST_EXPANSION = 20
 
 
 class Stream(Protocol):
-    """What the readers read from."""
+    """Input of the readers."""
 
     def read(self, size: int, /) -> bytes:
         """At most `size` bytes; fewer only at the end."""
@@ -39,7 +39,7 @@ def read_file(path: Path) -> bytes:
 
 @contextmanager
 def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
-    """A zip archive, whose damages become a DataError."""
+    """Open a zip archive; errors of a damaged archive are converted to a DataError."""
     try:
         with zipfile.ZipFile(path) as archive:
             yield archive
@@ -53,20 +53,20 @@ def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
 
 
 def read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, most: int, path: Path) -> bytes:
-    """A member's content; raises DataError where it would be larger than `most` bytes."""
+    """Read a member; raises DataError if it is larger than `most` bytes."""
     if member.file_size > most:
-        raise DataError(f"{path}: {member.filename} would take {member.file_size:,} bytes: not a file to trust")
+        raise DataError(f"{path}: {member.filename} would take {member.file_size:,} bytes: not a trustworthy file")
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise DataError(f"{path}: {member.filename} is packed in a way that is not read: pack it with zip's own")
+        raise DataError(f"{path}: {member.filename} is compressed by an unsupported method: use deflate")
     with archive.open(member) as opened:
         return read_up_to(opened, member.file_size)
 
 
 @contextmanager
 def unpacked(path: Path, small: int = SMALL) -> Iterator["LimitedStream"]:
-    """The file's content, unpacked if it is gzipped, and never much more than it can rightly hold.
+    """Open a file, decompressed if it is gzipped, with a limit on its content.
 
-    `small` is how many bytes any file may hold, however small it is.
+    `small` is the number of bytes that even the smallest file may contain.
     """
     try:
         with path.open("rb") as raw:
@@ -82,7 +82,7 @@ def unpacked(path: Path, small: int = SMALL) -> Iterator["LimitedStream"]:
 
 
 class LimitedStream:
-    """A stream that ends in a DataError where a small file unpacks to a huge one."""
+    """A stream that raises DataError if a small file decompresses to a huge one."""
 
     def __init__(self, stream: BinaryIO | gzip.GzipFile, path: Path, small: int) -> None:
         self.stream, self.path = stream, path
@@ -99,13 +99,13 @@ class LimitedStream:
 
 
 def largest_content(file_size: int, small: int = SMALL) -> int:
-    """How many bytes a file of this size may unpack to."""
+    """Number of bytes that a file of this size may decompress to."""
     return max(small, MOST_EXPANSION * file_size)
 
 
 def raise_too_large(path: Path, size: int) -> NoReturn:
-    """Refuse a file that claims to hold far more than its size allows."""
-    raise DataError(f"{path}: its {size:,} bytes claim to hold far more: not a file to trust")
+    """Raise DataError for a file that claims far more content than its size allows."""
+    raise DataError(f"{path}: its {size:,} bytes claim to hold far more: not a trustworthy file")
 
 
 def read_sizes(stream: Stream, kind: str, count: int, path: Path) -> tuple[int, ...]:
@@ -117,7 +117,7 @@ def read_sizes(stream: Stream, kind: str, count: int, path: Path) -> tuple[int, 
 
 
 def read_rest(stream: Stream, shape: tuple[int, ...], dtype: np.dtype, path: Path) -> np.ndarray:
-    """The array of this shape that the rest of the stream must hold exactly."""
+    """Read an array of this shape, which must be exactly the rest of the stream."""
     expected = math.prod(shape) * dtype.itemsize
     body = read_up_to(stream, expected)
     if len(body) < expected:
@@ -128,12 +128,12 @@ def read_rest(stream: Stream, shape: tuple[int, ...], dtype: np.dtype, path: Pat
 
 
 def raise_wrong_length(path: Path, expected: int, relation: str) -> NoReturn:
-    """Refuse a file that is shorter or longer than its header says."""
+    """Raise DataError for a file that is shorter or longer than its header says."""
     raise DataError(f"{path}: holds {relation} than the {expected} bytes its header promises: fetch it again")
 
 
 def read_up_to(stream: Any, size: int) -> bytes:
-    """`size` bytes or what there is; in pieces, so that a size that lies costs no memory."""
+    """Read up to `size` bytes, in chunks, so that a wrong size does not allocate memory."""
     body = bytearray()
     while len(body) < size and (piece := stream.read(min(CHUNK, size - len(body)))):
         body += piece

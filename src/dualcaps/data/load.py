@@ -1,4 +1,4 @@
-"""`load_data` is the one door to every data set and to one's own images."""
+"""`load_data`: loads named data sets and own images."""
 
 import dataclasses
 import hashlib
@@ -28,20 +28,20 @@ _OWN_TEST_SHARE = 0.2
 
 
 def load_data(source: str | Path = "digits", *, download: bool = True, **options: Any) -> ImageDataset:
-    """Load a data set by name, or one's own images.
+    """Load a data set by name, or your own images.
 
     A named set's files are looked for as `dualcaps.data.sources.files.find_files` says, and fetched into the user
     cache if not found locally. Own images are a folder of class sub-folders (perhaps below `train/`, `val/` and
-    `test/`), a `.npz` file, or a Parquet file or folder; parts that are missing are split off class by class.
-    What was read once is kept in the user cache and mapped from there the next time.
+    `test/`), a `.npz` file, or a Parquet file or folder; missing parts are split off class by class.
+    Decoded images are kept in the user cache and memory-mapped the next time.
 
     Args:
-        source: a text is a data set's name, or else a path; a `pathlib.Path` is always a path.
-        download: whether to fetch files that are not found.
+        source: a string is a data set's name, or otherwise a path; a `pathlib.Path` is always a path.
+        download: whether to download files that are not found.
         **options: the fields of `DataConfig`.
 
     Returns:
-        The data set; `ImageDataset.notes` says what was used and what was passed over.
+        The data set; `ImageDataset.notes` reports which files were used and skipped.
 
     Raises:
         DataError: an unknown name, missing or damaged files, images that cannot be used, or an
@@ -61,7 +61,7 @@ def load_data(source: str | Path = "digits", *, download: bool = True, **options
 
 
 def complete_config(source: str | Path, **options: Any) -> DataConfig:
-    """The options of `load_data`, checked, with absolute paths and the data set's own test share.
+    """Check the options of `load_data` and complete them with absolute paths and the data set's test share.
 
     Raises:
         DataError: an option outside its range, or that the data set does not have.
@@ -76,7 +76,7 @@ def complete_config(source: str | Path, **options: Any) -> DataConfig:
     if not named and Path(text).exists():
         text = str(Path(text).resolve())
     elif isinstance(source, Path) and text in DATASETS:
-        raise DataError(f"./{text}: no such folder; for the data set of this name give its name as a text")
+        raise DataError(f"./{text}: no such folder; for the data set of this name give its name as a string")
     if options.get("data_dir") is not None:
         options["data_dir"] = str(Path(options["data_dir"]).absolute())
     config = DataConfig(text, **{"image_size": None, **options})
@@ -93,7 +93,7 @@ def _check_options(config: DataConfig) -> None:
     """Raise DataError for an option that the data set does not have."""
     card = data_set(config.source) if _is_named(config) else None
     if _is_named(config) and card is None:
-        return  # the plug-in's own affair
+        return  # checked by the plug-in
     splits = card.splits if card else ()
     if config.split is not None and config.split not in splits:
         choices = ", ".join(splits) or "nothing: leave it out"
@@ -112,7 +112,7 @@ def _from_plugin(config: DataConfig) -> ImageDataset:
 
 
 def _dataset(config: DataConfig, content: Content, sha256: str, found: str, notes: tuple[str, ...]) -> ImageDataset:
-    """What was read, split and brought to the channels that the networks take."""
+    """Make a data set from content: split it and convert its channels."""
     card = data_set(config.source) if _is_named(config) else None
     channels = config.channels or (card.channels if card else None)
     # The identity of data and split in runs of format 1.
@@ -150,7 +150,7 @@ def _shadow_note(config: DataConfig) -> tuple[str, ...]:
 
 
 class CheckedFile(NamedTuple):
-    """A file of a data set: its SHA-256 (of what it unpacks to) and whether it is an official one."""
+    """A file of a data set with its SHA-256 (decompressed) and whether it is an official one."""
 
     path: Path
     checksum: str
@@ -158,9 +158,9 @@ class CheckedFile(NamedTuple):
 
 
 def check_data(source: str | Path, **options: Any) -> tuple[ImageDataset, list[CheckedFile]]:
-    """Read all of a data set anew, whatever is in the cache, and compare its files' checksums.
+    """Read a whole data set, ignoring the cache, and compare its files' checksums.
 
-    Takes what `load_data` takes; fetches nothing and does not change the cache.
+    Takes the arguments of `load_data`; downloads nothing and does not change the cache.
 
     Raises:
         DataError: as `load_data`.
@@ -182,7 +182,7 @@ def check_data(source: str | Path, **options: Any) -> tuple[ImageDataset, list[C
 
 
 class SourceInfo(NamedTuple):
-    """What is known of a data set without reading its pixels.
+    """A description of a data set made without reading pixels.
 
     name: as `ImageDataset.name`.
     image_shape: channels, height and width.
@@ -201,14 +201,14 @@ class SourceInfo(NamedTuple):
 
 
 def inspect_source(config: DataConfig, *, download: bool = False) -> SourceInfo:
-    """Describe a data set from its card, or own images from what was packed before or from their headers.
+    """Describe a named data set by its card, and own images by their pack or their headers.
 
     Args:
-        config: what would be loaded, see `complete_config`.
-        download: whether to fetch files that are not found.
+        config: see `complete_config`.
+        download: whether to download files that are not found.
 
     Raises:
-        DataError: as `load_data`, as far as it shows without reading pixels.
+        DataError: as `load_data`, as far as it is noticed without reading pixels.
     """
     if _is_named(config):
         card = data_set(config.source)
@@ -232,7 +232,7 @@ def inspect_source(config: DataConfig, *, download: bool = False) -> SourceInfo:
         return SourceInfo(name, shape, content.classes, *_shares(counts, config), key)
     root = Path(config.source)
     if root.is_file() or list_parquet(root):
-        content, _ = load_packed(images, cache_folder())  # what they hold is not known without reading
+        content, _ = load_packed(images, cache_folder())  # these files have to be read
         counts = {part: len(labels) for part, (_, labels) in content.parts.items()}
         channels, height, width = content.parts["train"][0].shape[1:]
         shape = (config.channels or channels, height, width)
@@ -255,7 +255,7 @@ def _shares(counts: dict[str, int], config: DataConfig) -> tuple[int, int, int]:
 
 
 def data_state(name: str, data_dir: str | Path | None = None) -> str:
-    """Where a named data set is and whether it is official, in words; nothing is read or fetched."""
+    """Describe where a named data set was found and whether it is official, without reading or downloading."""
     config = complete_config(name, data_dir=data_dir)
     card = data_set(name)
     if card is None:
@@ -271,16 +271,16 @@ def data_state(name: str, data_dir: str | Path | None = None) -> str:
 
 
 def get_data(name: str, *, extra: bool = False) -> Path | str:
-    """Fetch a named data set's files into the user cache; the folder they are in.
+    """Download a named data set's files into the user cache and return the folder.
 
     Raises:
-        DataError: an unknown name, or files that cannot be fetched.
+        DataError: an unknown name, or files that cannot be downloaded.
     """
     card = data_set(name)
     if card is None:
-        return f"{name} comes with a plug-in: nothing to fetch"
+        return f"{name} comes with a plug-in: nothing to download"
     if not card.downloads:
-        return f"{name} comes with scikit-learn: nothing to fetch"
+        return f"{name} comes with scikit-learn: nothing to download"
     if found := find_files(card, DataConfig(name, extra=extra)):
         return f"{found.paths[0].parent} (it was there already)"
     try:
@@ -296,9 +296,9 @@ def load_labelled(
     *,
     value_range: ValueRange | None = None,
 ) -> ImageSplit:
-    """One's own labelled images, for a network that knows its classes by name.
+    """Load your own labelled images for a network whose class names are known.
 
-    Their test part if they have one, otherwise all of them; they need not show every class.
+    Their test part is used if they have one, otherwise all images; classes may be missing.
 
     Args:
         source: a folder of class sub-folders, a `.npz` file, or a Parquet file or folder.
@@ -307,7 +307,7 @@ def load_labelled(
         value_range: of images that are not of 8 bits.
 
     Raises:
-        DataError: nothing there, images that cannot be read, or a class not in `classes`.
+        DataError: the path does not exist, images cannot be read, or a class is not in `classes`.
     """
     root = Path(source)
     if not root.exists():
@@ -341,7 +341,7 @@ def unknown_source(source: str) -> DataError:
 
 
 def _find(config: DataConfig, *, download: bool = True) -> tuple[Source, str]:
-    """The images, found but not read, and where they are."""
+    """Find the images without reading them; returns the source and its location."""
     if _is_named(config):
         card = data_set(config.source)
         assert card is not None
@@ -352,10 +352,10 @@ def _find(config: DataConfig, *, download: bool = True) -> tuple[Source, str]:
 
 
 def _named_source(card: DataSet, config: DataConfig, download: bool) -> tuple[Source, str]:
-    """A named data set's files, found or fetched but not read, and where they are.
+    """Find or download a named data set's files without reading them; returns the source and its location.
 
     Raises:
-        DataError: they are not found and cannot be fetched.
+        DataError: they are not found and cannot be downloaded.
     """
     wanted = dataclasses.replace(config, image_size=config.image_size or card.size)
     relevant = {
@@ -366,7 +366,7 @@ def _named_source(card: DataSet, config: DataConfig, download: bool) -> tuple[So
         "split_seed": config.split_seed if config.split == "views" else None,
         **{name: getattr(config, name) for name in sorted(card.options)},
     }
-    if not card.folders:  # it comes with a library
+    if not card.folders:  # included in a library
         relevant["version"] = metadata.version("scikit-learn")
 
         def read_embedded() -> Content:

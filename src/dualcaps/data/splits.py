@@ -1,4 +1,4 @@
-"""Held-out images: stratified by class, seeded."""
+"""Stratified random splits."""
 
 import numpy as np
 
@@ -13,7 +13,7 @@ def stratified_split(
     Args:
         labels: class numbers.
         fraction: the share held out, above 0 and below 1.
-        seed: of the choice.
+        seed: seed of the random choice.
         classes: class names, in the order of the labels.
 
     Returns:

@@ -1,1 +1,1 @@
-"""What the capsules see: pictures and numbers computed from a trained network."""
+"""Explanations: pictures and numbers computed from a trained network."""

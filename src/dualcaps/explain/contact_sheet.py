@@ -1,4 +1,4 @@
-"""A sheet of a data set's images, as they are and augmented."""
+"""A contact sheet of a data set's images, plain and augmented."""
 
 from typing import TYPE_CHECKING
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 def contact_sheet(data: ImageDataset, *, columns: int = 6, most: int = 20, seed: int = 0) -> "Figure":
-    """Training images of each class, as they are and as augmentation shows them to a network.
+    """Draw training images of each class, plain and augmented.
 
     Args:
         data: the data set.
-        columns: images of each class as they are, and as many augmented.
+        columns: number of plain images per class, and of augmented ones.
         most: how many classes to show, from the first; where there are more, the title says how many.
         seed: seed of the choice and the augmentation.
     """
@@ -34,4 +34,4 @@ def contact_sheet(data: ImageDataset, *, columns: int = 6, most: int = 20, seed:
         both = torch.cat([images, augment(images, how, generator)])
         rows[name] = to_unit_range(both).permute(0, 2, 3, 1).numpy()
     title = f"{most} of {len(data.classes)} classes" if len(data.classes) > most else ""
-    return image_rows(rows, ["as it is"] * columns + ["augmented"] * columns, title)
+    return image_rows(rows, ["plain"] * columns + ["augmented"] * columns, title)

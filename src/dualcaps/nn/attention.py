@@ -14,10 +14,10 @@ class ConvAttention(nn.Module):
     """Gate each channel by the means of all channels over the plane (Eqs. 8-12).
 
     `g = mean over the plane`, `a = tanh(W2 relu(W1 g + b1) + b2)`, output `u + u * a`. Both
-    layers are as wide as the channels. The paper's text adds a where Eq. 11 adds u: Eq. 11.
-    With the gate "sigmoid" it is squeeze and excitation (Hu et al. 2018) without its narrow
-    middle: `a = sigmoid(…)`, output `u * a`. With "additive" the output is `u + a`: the same
-    layers as a plain residual branch, to compare attention with.
+    layers are as wide as the channels. The paper's text adds a where Eq. 11 adds u; Eq. 11 is followed.
+    With the gate "sigmoid" it is squeeze and excitation (Hu et al. 2018) without its bottleneck:
+    `a = sigmoid(…)`, output `u * a`. With "additive" the output is `u + a`: the same
+    layers as a plain residual branch, as a control for attention.
     """
 
     def __init__(self, channels: int, gate: Gate = "tanh") -> None:
@@ -36,7 +36,7 @@ class ConvAttention(nn.Module):
     def forward(
         self, features: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch channels height width"]:
-        """Multiply each channel by what its gate says."""
+        """Apply the gate of each channel."""
         gates = self.gate(features)[:, :, None, None]
         if self.kind_of_gate == "additive":
             return features + gates
@@ -46,11 +46,11 @@ class ConvAttention(nn.Module):
 class CapsAttention(nn.Module):
     """Gate the votes by all votes together (Eqs. 13-16): output `u + u * a`.
 
-    The paper gives no widths; `kind` names the reading:
+    The paper gives no widths; `kind` selects an interpretation:
 
-    - "element": the votes as one vector, J*N*D -> J*D -> J*N*D, a gate for each number;
+    - "element": the votes as one vector, J*N*D -> J*D -> J*N*D, one gate for each element;
     - "capsule": J*N*D -> J*N -> J*N, one gate for each vote;
-    - "shared": the same D -> D -> D for every vote, whatever their number.
+    - "shared": the same layers D -> D -> D applied to every vote.
 
     Each is two layers, ReLU then tanh. With the gate "sigmoid" the second ends in a sigmoid and
     the output is `u * a`, as in squeeze and excitation; with "additive" it is `u + a`, which is no
@@ -84,7 +84,7 @@ class CapsAttention(nn.Module):
     def forward(
         self, votes: Float[Tensor, "batch parents children dim"]
     ) -> Float[Tensor, "batch parents children dim"]:
-        """Multiply the votes by what their gates say."""
+        """Apply the gates of the votes."""
         votes = votes.contiguous()  # once, instead of in each step of routing
         gates = self.gate(votes)
         if self.kind_of_gate == "additive":

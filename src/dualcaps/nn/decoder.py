@@ -8,7 +8,7 @@ from dualcaps.nn.layers import glorot_linear
 
 
 class Decoder(nn.Module):
-    """Image from the pose of one class (Fig. 2): the other poses are zeroed.
+    """Reconstruct an image from the pose of one class (Fig. 2); the other poses are set to zero.
 
     Fully connected 512 ReLU, 1024 tanh, then a sigmoid for each value of the image.
     """
@@ -29,6 +29,6 @@ class Decoder(nn.Module):
     def forward(
         self, poses: Float[Tensor, "batch parents dim"], labels: Int[Tensor, "batch"]
     ) -> Float[Tensor, "batch channels height width"]:
-        """Decode, in [0, 1], the pose that `labels` names in each sample."""
+        """Decode the pose of the labelled class of each sample; values in [0, 1]."""
         kept = torch.nn.functional.one_hot(labels, poses.shape[1]).to(poses.dtype)
         return self.layers((poses * kept.unsqueeze(-1)).flatten(1)).unflatten(1, self.image_shape)

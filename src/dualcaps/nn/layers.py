@@ -1,12 +1,14 @@
-"""Layers that several modules share.
+"""Layers used by several modules.
 
-Weights start Glorot-uniform and biases at zero, as in Keras 2.2.4.
+Weights are initialised Glorot-uniform and biases with zero, as in Keras 2.2.4.
 """
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.modules import module as module_hooks
+
+_is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # torch 2.6 does not have it
 
 
 def glorot_conv(inputs: int, outputs: int, kernel: int, *, stride: int = 1, padding: int | str = 0) -> nn.Conv2d:
@@ -19,15 +21,15 @@ def glorot_conv(inputs: int, outputs: int, kernel: int, *, stride: int = 1, padd
 
 
 class GreyConv(nn.Conv2d):
-    """A convolution of images with one channel, for compiled code on the CPU padded to four.
+    """A convolution of images with one channel, which compiled code on the CPU pads to four channels.
 
-    With one channel the compiler cannot tell channels last from first, and turns the gradient from
-    one to the other and back, which takes longer than the convolution.
+    With one channel the compiler cannot distinguish channels last from channels first and converts the
+    gradient between the two, which takes longer than the convolution.
     """
 
     def forward(self, input: Float[Tensor, "batch 1 height width"]) -> Float[Tensor, "batch channels rows columns"]:
         """Convolve as `torch.nn.Conv2d` does."""
-        if not torch.compiler.is_compiling() or torch.compiler.is_exporting() or input.device.type != "cpu":
+        if not torch.compiler.is_compiling() or _is_exporting() or input.device.type != "cpu":
             return super().forward(input)
         channels = (0, 0, 0, 0, 0, 3)
         padded = nn.functional.pad(input, channels).contiguous(memory_format=torch.channels_last)
@@ -44,11 +46,11 @@ def glorot_linear(inputs: int, outputs: int, *, bias: bool = True) -> nn.Linear:
 
 
 class LayerStack(nn.Sequential):
-    """Layers one after the other, a convolution and the ReLU behind it merged where that changes nothing.
+    """A sequence of layers in which a convolution and a following ReLU are fused where the result is the same.
 
-    Without gradients on the CPU the two are one operation of oneDNN, and with gradients the ReLU writes over
-    the convolution's output; both spare a walk through memory. Layers of other types than exactly
-    `torch.nn.Conv2d` (or `GreyConv`) and `torch.nn.ReLU`, and layers with hooks, are called as they are.
+    Without gradients on the CPU the two are one oneDNN operation; with gradients the ReLU overwrites the
+    convolution's output. Both save a pass over memory. Only exact instances of `torch.nn.Conv2d` (or `GreyConv`)
+    and `torch.nn.ReLU` without hooks are fused.
     """
 
     def forward(
@@ -78,7 +80,7 @@ class LayerStack(nn.Sequential):
 
 
 def _is_plain(layer: nn.Module | None, types: tuple[type[nn.Module], ...]) -> bool:
-    """Whether a layer is exactly of one of these types, without hooks or a forward of its own."""
+    """Whether a layer is an exact instance of one of these types, without hooks or an overridden forward."""
     return (
         layer is not None
         and type(layer) in types
@@ -109,6 +111,6 @@ def to_unit_range(
 ) -> Float[Tensor, "batch channels height width"]:
     """Scale uint8 images from 0 to 255 to [0, 1], channels last in memory.
 
-    bfloat16 holds 0 to 255 exactly, so that only the quotient is rounded.
+    bfloat16 represents 0 to 255 exactly, so that only the quotient is rounded.
     """
     return images.to(number_type, memory_format=torch.channels_last).div_(255)

@@ -27,13 +27,13 @@ class GridVotes(nn.Module):
         return features.flatten(2).transpose(1, 2)
 
     def matrices(self) -> Float[Tensor, "parents dim channels"]:
-        """What takes each child to its vote for each parent."""
+        """The matrices that map each child to its vote for each parent."""
         return self.transform.weight.unflatten(0, (self.parents, self.dim))
 
     def forward(
         self, features: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch parents children dim"]:
-        """Let the vector of channels at each position vote for each parent."""
+        """Compute the votes of the vector of channels at each position for each parent."""
         return self.transform(self.child_vectors(features)).unflatten(2, (self.parents, self.dim)).transpose(1, 2)
 
 
@@ -57,7 +57,7 @@ class PositionVotes(nn.Module):
     def forward(
         self, features: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch parents children dim"]:
-        """Squash the primary capsules and let each vote for each parent."""
+        """Squash the primary capsules and compute their votes for each parent."""
         children = features.permute(0, 2, 3, 1).reshape(features.shape[0], -1, self.child_dim)
         children = squash(children.to(torch.promote_types(children.dtype, torch.float32)), self.squash_constant)
         votes = torch.einsum("bni,nio->bno", children.to(self.transform.dtype), self.transform)

@@ -1,4 +1,4 @@
-"""Votes in, parent capsules out: `route` is the one door to every routing method.
+"""Routing of votes to parent capsules; `route` is the interface to every routing method.
 
 A method is a function, or a `torch.nn.Module` class where it has parameters, registered with
 `@register_routing(name)`; see `dualcaps.registry.register_routing` for its signature.
@@ -40,8 +40,8 @@ def route(
     """Route votes to parent capsules.
 
     Args:
-        votes: what each child predicts for each parent, any float type. Half precision is computed and
-            returned in float32, the others in their own type.
+        votes: the prediction of each child for each parent, of any float type. Half precision is computed and
+            returned in float32, other types in their own precision.
         iterations: routing iterations, at least 1; methods that do not iterate ignore it.
         method: the registered name of a routing method. One with parameters is constructed with their
             initial values; to train them, use `RoutingLayer` or a network.
@@ -51,7 +51,7 @@ def route(
         **options: further arguments of the method, for "dynamic" see `route_dynamic`.
 
     Returns:
-        `Routing`: parents [B, J, D] and what was asked for.
+        `Routing`: parents [B, J, D] and, if requested, couplings [B, J, N].
 
     Raises:
         ValueError: votes that are not floats [B, J, N, D] with at least one parent, child and dimension,
@@ -116,7 +116,7 @@ class RoutingLayer(nn.Module):
         return self._found.call(self.module, votes, self.iterations, {}, couplings=couplings, trace=trace)
 
     def extra_repr(self) -> str:
-        """What `print` shows."""
+        """The representation shown by `print`."""
         return f"{self.method}, iterations={self.iterations}"
 
 

@@ -24,14 +24,14 @@ class EMRouting(nn.Module):
         a_j       = sigmoid(lambda_t (beta_a - cost_j))
 
     and, but for the last, the E-step for every child: `c_ij = softmax over the parents of
-    log a_j + log N(u_j|i; mu_j, sigma_j^2)`. beta_u and beta_a are learned for each parent.
+    log a_j + log N(u_j|i; mu_j, sigma_j^2)`. beta_u and beta_a are learned, one of each for every parent.
 
-    What differs: only votes come through this door, so the children's activations are 1. The data n_j that a
+    Differences: routing receives votes only, so the children's activations are 1. The data n_j that a
     parent is given is `sum_i c_ij` divided by its mean N / J, as Gritzman 2019 (arXiv:1907.00652) needs for
     stable training; so the cost does not grow with the number of children. Variances are 1e-4 at least. The
     inverse temperature is `lambda_t = lambda (1 - 0.95^t)` in iteration t = 1, 2, …, the schedule of that paper.
-    Its lambda is 0.01; 0.03 learned faster on `digits`, and 1 not at all. The pose is mu_j brought to the length
-    a_j, so the length of mu_j itself is lost.
+    That paper's lambda is 0.01; on `digits`, 0.03 learned faster and 1 did not learn. The pose is mu_j scaled to
+    the length a_j, so the length of mu_j itself is lost.
 
     Args:
         parents, children, dim: sizes of the votes.

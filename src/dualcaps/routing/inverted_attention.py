@@ -10,13 +10,13 @@ from dualcaps.routing.types import Routing, RoutingIteration, scale_to_length
 
 @register_routing("inverted-attention")
 class InvertedAttentionRouting(nn.Module):
-    """Let the parents compete for each child by dot products (Tsai, Srivastava, Goh & Salakhutdinov 2020).
+    """The parents compete for each child by dot products (Tsai, Srivastava, Goh & Salakhutdinov 2020).
 
     "Capsules with inverted dot-product attention routing", arXiv:2002.04764, Procedure 1. Starting from poses
     p_j = 0, each iteration computes `c_ij = softmax over the parents of p_j . u_j|i` and
     `p_j = LayerNorm(sum_i c_ij u_j|i)`; the parents share the LayerNorm's scale and shift.
 
-    What differs: the authors classify by a linear layer that all parents share, `w . p_j + b`, and a softmax.
+    Differences: the authors classify by a linear layer that all parents share, `w . p_j + b`, and a softmax.
     Here its sigmoid is the length of the pose, whose direction is p_j, so that every loss applies. Between
     several capsule layers they iterate all layers concurrently; one layer is routed here.
 

@@ -15,7 +15,7 @@ class SelfAttentionRouting(nn.Module):
     "Efficient-CapsNet: capsule network with self-attention routing", arXiv:2101.12491, Eqs. 5-8. For each
     parent j, `b_ij = sum_k u_j|i . u_j|k / sqrt(D)`, `c_ij = softmax over the parents of b_ij`,
     `s_j = sum_i (c_ij + p_ij) u_j|i` with learned priors p, which start at zero, and
-    `v_j = (1 - exp(-|s_j|)) s_j / |s_j|`. Nothing iterates. As `sum_k u_j|k` is the same for all children, time
+    `v_j = (1 - exp(-|s_j|)) s_j / |s_j|`. There are no iterations. As `sum_k u_j|k` is the same for all children, time
     and memory are linear in their number.
 
     The couplings returned are c, without the priors.

@@ -16,7 +16,7 @@ class SelfRouting(nn.Module):
     b_ij`, activations `a_j = sum_i c_ij / N` and poses `mu_j = sum_i c_ij u_j|i / sum_i c_ij`. Nothing
     iterates, and votes need not agree.
 
-    What differs: the authors compute `b_i = W_i x_i` from the child's pose x_i. Only votes come through this
+    Differences: the authors compute `b_i = W_i x_i` from the child's pose x_i. Only votes come through this
     door; as they are linear in x_i, `b_ij = w_ij . u_j|i + o_ij` is a linear layer of x_i too, whose row for
     parent j lies in the span of that parent's vote matrix. The children's activations are 1. The pose is mu_j
     brought to the length a_j; the activations sum to 1 over the parents.

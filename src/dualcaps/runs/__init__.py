@@ -1,1 +1,1 @@
-"""Run folders, and the one way in which files are written."""
+"""Run folders and atomic writing of files."""

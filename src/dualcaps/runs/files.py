@@ -1,4 +1,4 @@
-"""Atomic writing: a reader, or a kill, finds a file's old content or the new, never a part of it."""
+"""Atomic writing: after a kill, and for every reader, a file has its old content or the new one."""
 
 import json
 import os
@@ -14,13 +14,13 @@ def write_bytes(file: Path, content: bytes) -> None:
     """Replace a file in one step: write beside it, synchronise, rename.
 
     Raises:
-        OSError: it cannot be written; the old file stays and nothing else is left behind.
+        OSError: it cannot be written; the old file is kept and no temporary file remains.
     """
     write_with(file, lambda stream: stream.write(content))
 
 
 def write_with(file: Path, write: Callable[[BinaryIO], object]) -> None:
-    """`write_bytes` for content that `write` puts into a stream."""
+    """As `write_bytes`, for content that `write` writes to a stream."""
     draft = file.with_name(f".{file.name}.{os.getpid()}.draft")
     try:
         with draft.open("wb") as stream:
@@ -38,21 +38,21 @@ def write_with(file: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def write_json(file: Path, content: Any) -> None:
-    """Replace a JSON file in one step; indented, ASCII, so that any name survives."""
+    """Replace a JSON file in one step; indented and ASCII only, so that any name can be stored."""
     write_bytes(file, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def write_text(file: Path, content: str) -> None:
-    """Replace a UTF-8 text file in one step; bytes of file names that are not UTF-8 are kept as they are."""
+    """Replace a UTF-8 text file in one step; bytes of file names that are not UTF-8 are kept unchanged."""
     write_bytes(file, content.encode("utf-8", "surrogateescape"))
 
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A folder that appears with everything that was written into it, or not at all.
+    """Create a folder that appears complete or not at all.
 
     Yields:
-        The folder to write into, which is renamed to `path` at the end.
+        A temporary folder to write into; it is renamed to `path` at the end.
 
     Raises:
         OSError: the disk is full or not writable, or `path` exists and is not an empty folder; nothing
@@ -94,6 +94,6 @@ def _synchronise_folder(folder: Path) -> None:
 
 
 def remove_drafts(folder: Path) -> None:
-    """Remove what killed processes left half written in a folder that nobody else writes into."""
+    """Remove temporary files of killed processes from a folder that no other process writes to."""
     for draft in folder.glob(".*.draft"):
         draft.unlink(missing_ok=True)

@@ -1,15 +1,15 @@
 """The run folder: configuration, weights, metrics, provenance; written atomically, read strictly.
 
-    config.json             what was asked for: model, training, data, class names
-    provenance.json         with what it was done: data hashes; versions, commit, machine of each start
+    config.json             configuration: model, training, data, class names
+    provenance.json         hashes of the data; versions, commit and machine of each start
     checkpoint.safetensors  weights, optimiser and history after the last epoch
     model.safetensors       weights of the selected epoch
-    metrics.jsonl           a line an epoch
+    metrics.jsonl           one line per epoch
     curves.png, reconstructions.png, …
-    result.json             written last: the run is finished
-    strips/                 of runs of an experiment: input.png, epoch-<n>.png, selected.png
+    result.json             results; written last, so that it exists only for finished runs
+    strips/                 reconstructions of runs of an experiment: input.png, epoch-<n>.png, selected.png
 
-Beside the run folders of experiments lies failures.jsonl, a line for each run that failed.
+The folder of an experiment's runs also holds failures.jsonl, one line per failed run.
 
 A folder appears with its configuration in it or not at all, and every later file replaces its
 predecessor in one step, so a run killed at any moment can be read and resumed.
@@ -49,9 +49,9 @@ TRAIN_AGAIN = "remove the run's folder and train again"
 
 
 class Checkpoint(NamedTuple):
-    """Everything that training needs to go on after an epoch.
+    """Everything needed to resume training after an epoch.
 
-    history: what `metrics.jsonl` holds, a dictionary an epoch.
+    history: the entries of `metrics.jsonl`, one dictionary per epoch.
     tensors: weights and optimiser state by name.
     """
 
@@ -65,11 +65,11 @@ class Run:
 
     Attributes:
         path: the folder.
-        model, training, data: what was asked for.
+        model, training, data: the run's configuration.
         classes: class names in the order of the labels.
         provenance: "data": where the images came from and their hashes; "sessions": an entry for each start.
-        history: an entry an epoch, as in `metrics.jsonl`.
-        result: what came out; None while the run is not finished.
+        history: one entry per epoch, as in `metrics.jsonl`.
+        result: content of `result.json`; None while the run is not finished.
     """
 
     path: Path
@@ -123,7 +123,7 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether training came to its end."""
+        """Whether training is finished."""
         return self.result is not None
 
     @property
@@ -132,7 +132,7 @@ class Run:
         return selected_on(self.training)
 
     def weights(self) -> "dict[str, Tensor]":
-        """The weights of the selected epoch; raises RunError where they are missing or damaged."""
+        """The weights of the selected epoch; raises RunError if they are missing or damaged."""
         return read_weights(self.path)
 
 
@@ -144,7 +144,7 @@ def selected_on(training: TrainConfig) -> str:
 def from_format_1(config: dict[str, Any], provenance: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Configuration and provenance of a run of format 1 as format 2 has them.
 
-    Format 1 told a network's trunk and votes by its name alone, and hashed the images of a data set
+    Format 1 implied a network's trunk and votes by its name, and hashed the images of a data set
     together with the options of its split; that hash is kept as `sha256_format_1`.
     """
     model = config["model"]
@@ -162,7 +162,7 @@ def free_run_path(name: str, parent: Path = Path("runs")) -> Path:
 
 
 def latest_run_path(name: str, parent: Path = Path("runs")) -> Path:
-    """The last existing folder that `free_run_path` gave for this name; `parent/name` if there is none."""
+    """The last existing folder that `free_run_path` returned for this name; `parent/name` if there is none."""
     return [parent / name, *itertools.takewhile(Path.exists, _numbered(parent / name))][-1]
 
 
@@ -180,14 +180,14 @@ def create_run(
     classes: tuple[str, ...],
     provenance: Mapping[str, Any],
 ) -> None:
-    """Make the folder, complete with configuration and provenance, in one step.
+    """Create the folder with configuration and provenance in one step.
 
     Raises:
         RunError: the path exists and is not an empty folder.
         OSError: the disk is full or not writable; nothing is left behind.
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise RunError(f"{path}: exists already: go on with --resume, or choose another folder with --out")
+        raise RunError(f"{path}: exists already: continue with --resume, or choose another folder with --out")
     with new_folder(path) as draft:
         write_config(draft, model, training, data, classes)
         write_json(draft / PROVENANCE, provenance)
@@ -196,18 +196,18 @@ def create_run(
 def write_config(
     path: Path, model: ModelConfig, training: TrainConfig, data: DataConfig, classes: tuple[str, ...]
 ) -> None:
-    """Replace what was asked for."""
+    """Replace the run's configuration file."""
     sections = {"model": to_json(model), "training": to_json(training), "data": to_json(data)}
     write_json(path / CONFIG, {"format": FORMAT, **sections, "classes": list(classes)})
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Keep other processes from training in the same folder; a kill releases the lock.
+    """Prevent other processes from training in the same folder; a kill releases the lock.
 
     Raises:
-        RunError: another process holds it, and goes on holding it for a second: one whose parent
-            was killed takes a moment to notice.
+        RunError: another process still holds the lock after a second, which a worker whose parent
+            was killed needs to notice and end.
     """
     lock = filelock.FileLock(path / ".lock")
     try:
@@ -221,7 +221,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def environment(device: "torch.device", precision: str) -> dict[str, Any]:
-    """With what a run is started or resumed: versions, commit, machine."""
+    """The environment a run is started or resumed in: versions, commit, machine."""
     import torch
 
     cuda = torch.cuda.get_device_name(device) if device.type == "cuda" else None
@@ -266,13 +266,13 @@ def _processor() -> str:
 
 
 def add_session(path: Path, session: Mapping[str, Any]) -> None:
-    """Record with what the run is gone on with."""
+    """Append the versions and machine that a run is resumed with."""
     provenance = _with(_read_json(path / PROVENANCE), {"sessions": list}, path / PROVENANCE)
     write_json(path / PROVENANCE, provenance | {"sessions": [*provenance["sessions"], session]})
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl`; raises RunError where it is missing or damaged."""
+    """The lines of `metrics.jsonl`; raises RunError if it is missing or damaged."""
     try:
         lines = [json.loads(line) for line in _read_text(path / METRICS).splitlines()]
     except json.JSONDecodeError as error:
@@ -283,7 +283,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def write_metrics(path: Path, history: list[dict[str, Any]]) -> None:
-    """Write `metrics.jsonl`, a line an epoch."""
+    """Write `metrics.jsonl`, one line per epoch."""
     write_bytes(path / METRICS, "".join(json.dumps(line) + "\n" for line in history).encode())
 
 
@@ -296,7 +296,7 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def read_checkpoint(path: Path) -> Checkpoint | None:
-    """The run's checkpoint, None where there is none; raises RunError where it is damaged."""
+    """The run's checkpoint, or None; raises RunError if it is damaged."""
     import safetensors
 
     file = path / CHECKPOINT
@@ -323,7 +323,7 @@ def write_weights(path: Path, weights: "Mapping[str, Tensor]") -> None:
 
 
 def read_weights(path: Path) -> "dict[str, Tensor]":
-    """The weights of the selected epoch; raises RunError where they are missing or damaged."""
+    """The weights of the selected epoch; raises RunError if they are missing or damaged."""
     import safetensors.torch
 
     try:
@@ -348,7 +348,7 @@ def _with(content: dict[str, Any], fields: Mapping[str, type], file: Path) -> di
     """The content, checked to have these fields."""
     for name, kind in fields.items():
         if not isinstance(content.get(name), kind):
-            raise RunError(f"{file}: damaged ({name!r} is missing or not what it should be): {TRAIN_AGAIN}")
+            raise RunError(f"{file}: damaged ({name!r} is missing or of the wrong type): {TRAIN_AGAIN}")
     return content
 
 
@@ -358,4 +358,4 @@ def _read_text(file: Path) -> str:
     except FileNotFoundError as error:
         raise RunError(f"{file.parent}: incomplete run folder ({file.name} is missing): {TRAIN_AGAIN}") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise RunError(f"{file}: cannot be read ({error}): make it readable, or train again elsewhere") from error
+        raise RunError(f"{file}: cannot be read ({error}): check its permissions or train again elsewhere") from error

@@ -1,4 +1,4 @@
-"""What the paper prints: its numbers, its contradictions, and where we had to decide.
+"""What the paper reports: its numbers, its contradictions, and the decisions where it is silent.
 
 Wenkai Huang and Fobao Zhou, "DA-CapsNet: dual attention mechanism capsule network", Scientific
 Reports 10, 11383 (2020).
@@ -10,23 +10,23 @@ from typing import Any, Literal, NamedTuple
 from dualcaps.study.experiments.card import CAPSNET, CNN, DA_CAPSNET, FOUR, DataKey, Variant, variant
 
 EPOCHS = 100
-"""Epochs that the paper trained for, but for the 7 of Figs. 8 and 9."""
+"""Epochs that the paper trained for, except for the 7 of Figs. 8 and 9."""
 
 Quantity = Literal["accuracy", "gain", "first-five gain", "epochs to 100 %"]
 
 
 @dataclass(frozen=True)
 class Printed:
-    """One number that the paper prints.
+    """One number printed in the paper.
 
     Attributes:
-        where: its table or figure.
+        where: the table or figure.
         data: the data set.
-        network: whose number it is.
-        quantity: the highest test accuracy; how much higher it is than the baseline's; the same of
-            the mean over the first five epochs; or the first epoch with every test image right.
+        network: the network.
+        quantity: the highest test accuracy; its gain over the baseline; the gain of the mean over the first
+            five epochs; or the first epoch with all test images correct.
         value: in %, in percentage points, or in epochs.
-        baseline: of a gain, the network it is over.
+        baseline: for gains, the network compared with.
     """
 
     where: str
@@ -38,7 +38,7 @@ class Printed:
 
 
 def recipe(data: DataKey) -> dict[str, Any]:
-    """How the paper trained on a data set, as D11 to D16 decide it: settings of training and data."""
+    """The paper's settings of training and data for a data set, by decisions D11 to D16."""
     return {
         **{
             "batch_size": 16 if data.source == "coil-20" else 128,
@@ -53,7 +53,7 @@ def recipe(data: DataKey) -> dict[str, Any]:
 
 
 class Decision(NamedTuple):
-    """Where the paper is silent or contradicts itself: what it says, what is done here, and the setting."""
+    """A decision where the paper is silent or contradicts itself."""
 
     number: str
     paper: str
@@ -98,7 +98,7 @@ def _table_2() -> list[Printed]:
 
 
 def _table_4() -> list[Printed]:
-    """The rows that Table 2 does not hold; our copy of the text lacks the CNN's on Table 2's data sets."""
+    """The rows that are not in Table 2; our copy of the text lacks the CNN's numbers on Table 2's data sets."""
     rows: tuple[tuple[str, tuple[float, ...], Quantity, float], ...] = (
         ("mnist", (100.0, 100.0, 100.0), "first-five gain", 0.15),
         ("smallnorb", (91.28, 96.93, 98.26), "gain", 1.33),
@@ -122,7 +122,7 @@ def _figure_10() -> list[Printed]:
 
 
 PRINTED: tuple[Printed, ...] = (*_table_1(), *_table_2(), *_table_4(), *_figure_10())
-"""The numbers that the paper prints of its results, as far as our copy of its text holds them."""
+"""The results printed in the paper, as far as our copy of its text contains them."""
 
 CONTRADICTIONS: tuple[str, ...] = (
     "The abstract has DA-CapsNet reach 100 % on MNIST after 8 epochs, the text about Fig. 10 after 10.",
@@ -134,7 +134,7 @@ CONTRADICTIONS: tuple[str, ...] = (
     'DA-CapsNet "improves the accuracy significantly" over the CNN, which has 100 % on COIL-20, as DA-CapsNet has.',
     "All networks are said to end at 100 % on MNIST; no published network has reached it, nor any ensemble (99.91 %).",
 )
-"""Where the paper contradicts itself, or what is known."""
+"""Where the paper contradicts itself or known results."""
 
 DECISIONS: tuple[Decision, ...] = (
     Decision(
@@ -258,4 +258,4 @@ DIFFERENCES: tuple[tuple[str, str], ...] = (
         "lower in proportion.",
     ),
 )
-"""What differs from the paper in smaller things, as docs/replication.md lists it."""
+"""Minor differences from the paper, as listed in docs/replication.md."""

@@ -29,8 +29,8 @@ class PlannedRun:
         split: the data set's split, "" for its own; the run's seed is the split's too.
         network: what is trained.
         training: how, seed and protocol included.
-        images: tells own images from those that were in their place before; "" for data sets.
-        operations: what it costs, in multiplications and additions.
+        images: changes when own images are replaced; "" for named data sets.
+        operations: its cost in multiplications and additions.
     """
 
     data: str
@@ -42,7 +42,7 @@ class PlannedRun:
 
     @property
     def name(self) -> str:
-        """What it is, in words."""
+        """A readable name."""
         how = self.training
         return run_name(describe(self.network), self.where, how.protocol, how.epochs, how.seed)
 
@@ -54,13 +54,13 @@ class PlannedRun:
 
     @property
     def folder(self) -> Path:
-        """Where it is kept, below the folder of all runs; one for each combination of settings and images."""
+        """Its folder, relative to the folder of all runs; unique for each combination of settings and images."""
         how = [self.training.protocol, f"{self.training.epochs}-epochs"]
         for setting in dataclasses.fields(TrainConfig):
             value = getattr(self.training, setting.name)
             if value != setting.default and setting.name not in ("protocol", "epochs", "seed", "device", "compile"):
                 how += [setting.name, str(value)]
-        # Folders of one name in several places, or whose images changed, are told apart.
+        # Distinguishes folders of the same name in several places, and images that changed.
         place = f"{self.where} {self.where.place}".strip()
         parts = (place, describe(self.network), " ".join(how), f"seed {self.training.seed}")
         return Path(*(re.sub(r"[^\w.]+", "-", part).strip("-") for part in parts))
@@ -87,23 +87,23 @@ def plan_runs(
     data_dir: str | Path | None = None,
     download: bool = True,
 ) -> tuple[list[PlannedRun], list[Failure]]:
-    """The runs of some experiments, without repetition, in the order of what they tell.
+    """Plan the runs of some experiments, without duplicates, the most informative first.
 
-    All networks come with one seed before any comes with the next, the paper's own questions before
-    the controls, and quick data sets before slow ones.
+    All networks are run with one seed before the next seed, the paper's own questions before the controls,
+    and small data sets before large ones.
 
     Args:
         chosen: names of experiments; by default all of them.
-        seeds: how many, from 0.
+        seeds: number of seeds, counted from 0.
         data_sets: names or paths; by default those of each experiment.
         protocols: see `TrainConfig.protocol`.
-        training: everything else about the training; its seed and protocol do not count.
-        data_dir: where the data sets are looked for first.
-        download: whether to fetch files that are not found.
+        training: the other training options; its seed and protocol are ignored.
+        data_dir: folder to search first for the data sets.
+        download: whether to download files that are not found.
 
     Returns:
-        The runs, and what had to be left out: data sets that could not be found, networks that cannot
-        be built for their images.
+        The runs, and what was left out: data sets that were not found, networks that cannot be built
+        for the images.
 
     Raises:
         ConfigError: an unknown experiment, a data set that no chosen experiment is about, no protocol,
@@ -149,7 +149,7 @@ def plan_runs(
                 for protocol in protocols:
                     how = dataclasses.replace(training, seed=seed, protocol=protocol)
                     run = PlannedRun(source, split, config, how, data.key, operations)
-                    # Two experiments may have one network in common.
+                    # Experiments may share a network.
                     place = (seed, tier, images, source, split, protocols.index(protocol), number)
                     planned[run] = min(place, planned.get(run, place))
     return sorted(planned, key=planned.__getitem__), missing
@@ -157,20 +157,20 @@ def plan_runs(
 
 @functools.cache
 def _operations_per_image(config: ModelConfig) -> float:
-    """What training on an image costs; raises ModelError where the network cannot be built or trained."""
+    """The cost of training on one image; raises ModelError if the network cannot be built or trained."""
     model = build_on_meta(config)
     check_memory(model)
     return estimate_operations(model)
 
 
 def _inspect(source: str, split: str, data_dir: str | Path | None, download: bool) -> SourceInfo:
-    # A path is given as one, so that a folder with the name of a data set is meant where its path is.
+    # Own images are passed as a Path, so that a folder named like a data set is not mistaken for it.
     named: str | Path = source if source in DATASETS else Path(source)
     return inspect_source(complete_config(named, data_dir=data_dir, split=split or None), download=download)
 
 
 def _places(experiment: Experiment, data_sets: Sequence[str]) -> Iterable[Place]:
-    """Where an experiment is to be run: its own data sets as far as they are asked for, then others."""
+    """Data sets to run an experiment on: those of its own that are selected, then others."""
     own = [place for place in experiment.data if not data_sets or place[0] in data_sets]
     others = [name for name in data_sets if name not in [place[0] for place in experiment.data]]
     return [*own, *((name, "") for name in others if experiment.any_data)]

@@ -1,9 +1,9 @@
-"""One record for each run: what a report is made of, read from run folders or from CSV files.
+"""Records of runs, which a report is made of, read from run folders or from CSV files.
 
 A folder of records holds `runs.csv` (a line for each run), `epochs.csv` (a line for each epoch),
 `failures.csv` and `strips/<run>/` with the reconstructions that were kept; both ways of reading
 give the same records. `copies.csv` (columns data, copy, same_pixels: yes or no) may name
-what a data set's files are where they are not the official ones.
+a data set's files that are not the official ones.
 """
 
 import csv
@@ -34,7 +34,7 @@ RUNS, EPOCHS, FAILED, COPIES = "runs.csv", "epochs.csv", "failures.csv", "copies
 
 
 class Epoch(NamedTuple):
-    """One epoch: accuracies 0 to 1, `accuracy` on the part that the epoch was selected on."""
+    """One epoch; accuracies from 0 to 1, `accuracy` on the part that the epoch is selected on."""
 
     epoch: int
     loss: float
@@ -49,27 +49,27 @@ class Record:
     """One finished run.
 
     Attributes:
-        run: a name that follows from its settings, data and device.
+        run: a hash of its settings, data and device.
         data: the data set and its split.
-        network: the network and where it differs from the defaults of its name.
+        network: the network with its switches.
         protocol: "clean" or "paper".
         seed: of weights, order and split.
-        epochs: how many were trained.
+        epochs: number of epochs trained.
         precision: number type of the layers.
         parameters: their number, the decoder's included.
-        selected_epoch: whose weights were kept.
+        selected_epoch: the epoch whose weights were kept.
         selection_accuracy: on the part it was selected on, 0 to 1.
         test_accuracy: of the kept weights, 0 to 1.
         reconstruction_error: of the kept weights, see `dualcaps.explain`; None where there is none.
         training_images, validation_images, test_images: in each part.
         training_seconds: of all epochs, without evaluation.
         images_per_second: in training, the median over the epochs.
-        official: whether the files are the official ones; None where there are none.
+        official: whether the files are the official ones; None if there are no official files.
         sha256: of the images and their split.
-        device, processor, threads, torch, dualcaps, commit, started: with what and when it was
-            last started.
-        settings: everything that was asked for, as JSON: model, training and data.
-        history: an entry an epoch.
+        device, processor, threads, torch, dualcaps, commit, started: the environment and time of its
+            last start.
+        settings: the configuration of model, training and data as JSON.
+        history: one entry per epoch.
     """
 
     run: str
@@ -103,14 +103,14 @@ class Record:
 
     @functools.cached_property
     def asked(self) -> dict[str, Any]:
-        """The settings, read: dictionaries "model", "training" and "data"."""
+        """The settings as dictionaries "model", "training" and "data"."""
         return json.loads(self.settings)
 
     @functools.cached_property
     def condition(self) -> str:
-        """What runs must share to be averaged or compared: all of training and data but seeds and protocol.
+        """What runs must share to be averaged or compared: training and data without seeds and protocol.
 
-        The learning rate counts as that of a network as wide as the paper's.
+        Learning rates are converted to those of a network as wide as the paper's.
         """
         training = _without(self.asked["training"], "seed", "protocol")
         model = self.asked["model"]
@@ -123,16 +123,16 @@ class Record:
         return json.dumps([training, data, images, self.precision, self.official])
 
 
-# Fields that runs of format 1 did not have count as what they did.
+# Defaults stand in for fields that runs of format 1 did not have.
 _TRAINING_DEFAULTS = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
 _DATA_DEFAULTS = {field.name: field.default for field in dataclasses.fields(DataConfig)}
 
 
 class Copy(NamedTuple):
-    """What a data set's files are where they are not the official ones.
+    """A description of a data set's files that are not the official ones.
 
-    name: in a few words.
-    same_pixels: whether the images are the official ones all the same.
+    name: a short description.
+    same_pixels: whether the images nevertheless equal the official ones.
     """
 
     name: str
@@ -141,14 +141,14 @@ class Copy(NamedTuple):
 
 @dataclass(frozen=True)
 class Records:
-    """What a report is made of.
+    """The runs and failures that a report is made of.
 
     Attributes:
         runs: the finished runs, in the order of data, network, protocol, epochs and seed.
-        failures: names of runs that failed, are not finished or damaged, or of data sets that were not
-            found, and why; without those that have been finished since.
-        copies: by data set, what its files are.
-        strips: by run, the folder of its reconstructions.
+        failures: names and reasons of runs that failed, are unfinished or damaged, and of data sets that were
+            not found; without runs that have been finished since.
+        copies: descriptions of files that are not official, by data set.
+        strips: the folder of each run's reconstructions.
     """
 
     runs: tuple[Record, ...]
@@ -158,15 +158,15 @@ class Records:
 
     @functools.cached_property
     def labels(self) -> dict[DataKey, str]:
-        """What the data sets of the runs are called."""
+        """Display names of the runs' data sets."""
         return labels(record.data for record in self.runs)
 
 
 def read_records(sources: Sequence[str | Path]) -> Records:
     """Read run folders, folders of them at any depth, and folders of records.
 
-    Of two records of one run the later source's counts. A run that is damaged costs no other: it is one
-    of the failures.
+    If a run is in several sources, the last one is used. A damaged run is listed among the failures and
+    does not affect the others.
 
     Raises:
         RunError: a source that is no folder, or damaged CSV files.
@@ -190,7 +190,7 @@ def read_records(sources: Sequence[str | Path]) -> Records:
         for file in sorted(source.rglob(runs.FAILURES)):
             failures |= _read_failures(file, source)
         for folder in sorted({file.parent for name in (runs.CONFIG, runs.METRICS) for file in source.rglob(name)}):
-            if folder.name.startswith("."):  # half made when its process was killed
+            if folder.name.startswith("."):  # a draft left by a killed process
                 continue
             try:
                 run = Run.open(folder)
@@ -217,7 +217,7 @@ def read_records(sources: Sequence[str | Path]) -> Records:
 
 
 def labels(keys: Iterable[DataKey]) -> dict[DataKey, str]:
-    """What data sets are called: own images of one name in several places with the place appended."""
+    """Display names of data sets; own images of the same name in several places get the place appended."""
     distinct = set(keys)
     places: dict[str, int] = {}
     for key in distinct:
@@ -226,7 +226,7 @@ def labels(keys: Iterable[DataKey]) -> dict[DataKey, str]:
 
 
 def read_copies(folder: Path) -> dict[str, Copy]:
-    """What `copies.csv` in a folder says; nothing where there is none. Raises RunError where it is damaged."""
+    """Read `copies.csv` of a folder, if there is one; raises RunError if it is damaged."""
     if not (folder / COPIES).is_file():
         return {}
     lines = _read_csv(folder / COPIES, ("data", "copy", "same_pixels"))
@@ -234,10 +234,10 @@ def read_copies(folder: Path) -> dict[str, Copy]:
 
 
 def write_records(records: Records, out: Path) -> None:
-    """Write the records as CSV files; the strips stay where they are.
+    """Write the records as CSV files; the strips are not copied.
 
     Raises:
-        OSError: they cannot be written; what was there stays.
+        OSError: they cannot be written; existing files are kept.
     """
     columns = [field.name for field in dataclasses.fields(Record) if field.name != "history"]
     write_csv(out / RUNS, columns, ([_text(getattr(r, name)) for name in columns] for r in records.runs))
@@ -250,17 +250,17 @@ def write_records(records: Records, out: Path) -> None:
 
 
 def run_name(network: object, data: object, protocol: str, epochs: int, seed: int) -> str:
-    """What a run is called in words."""
+    """The readable name of a run."""
     return f"{network} on {data}, {protocol}, {epochs} epoch{'s' * (epochs > 1)}, seed {seed}"
 
 
 def name_of(record: Record) -> str:
-    """What a record's run is called in words."""
+    """The readable name of a record's run."""
     return run_name(record.network, record.data, record.protocol, record.epochs, record.seed)
 
 
 def name_of_run(run: Run) -> str:
-    """What a run is called in words, finished or not."""
+    """The readable name of a run, finished or not."""
     how = run.training
     return run_name(Variant.of(run.model), _key_of(run), how.protocol, how.epochs, how.seed)
 
@@ -269,7 +269,7 @@ def _key_of(run: Run) -> DataKey:
     source = run.data.source
     if source in DATASETS:
         return data_key(source, run.data.split)
-    # Where own images are is kept only as a number that tells folders of one name apart.
+    # The path of own images is kept only as a hash that distinguishes folders of the same name.
     return data_key(source, run.data.split, hashlib.sha256(source.encode("utf-8", "surrogateescape")).hexdigest()[:8])
 
 
@@ -279,7 +279,7 @@ def _below(source: Path, path: Path) -> str:
 
 
 def _name_by_configuration(folder: Path) -> str | None:
-    """The name of a damaged run by its configuration alone."""
+    """The name of a damaged run, from its configuration alone."""
     try:
         config = json.loads((folder / runs.CONFIG).read_text(encoding="utf-8"))
         model = from_json(ModelConfig, runs.from_format_1(config, {"data": {}})[0]["model"])
@@ -303,7 +303,7 @@ def record_of(run: Run) -> Record:
         session, data = run.provenance["sessions"][-1], run.provenance["data"]
         settings = {
             "model": to_json(run.model),
-            # Where it ran and whether it was compiled is not part of what was asked for.
+            # Device and compilation are not part of the identity.
             "training": _without(to_json(run.training), "device", "compile"),
             "data": _without(to_json(run.data), "data_dir")
             | {"source": key.source}

@@ -1,4 +1,4 @@
-"""Running a plan: each run in a process of its own, resumed where it stopped, several at once."""
+"""The scheduler of a grid: each run in its own process, resumed where it stopped, several at a time."""
 
 import datetime
 import json
@@ -49,11 +49,11 @@ def perform(
     Args:
         run: what to train.
         out: the folder of all runs.
-        data_dir: where the data set is looked for first.
+        data_dir: folder to search first for the data set.
         on_epoch: called with each epoch's metrics.
 
     Raises:
-        DualcapsError: as `load_data`, `create_model` and `fit`, or what was finished before is damaged.
+        DualcapsError: as `load_data`, `create_model` and `fit`, or a finished run is damaged.
         OSError: as `fit`.
     """
     folder = out / run.folder
@@ -83,7 +83,7 @@ def perform(
 
 
 def _draw(folder: Path, model: Network, data: ImageDataset, name: str) -> None:
-    """Write a strip of reconstructions, and once the images that they are of."""
+    """Write a strip of reconstructions, and the strip of their input images."""
     if model.decoder is None:
         return
     (folder / runs.STRIPS).mkdir(exist_ok=True)
@@ -92,13 +92,13 @@ def _draw(folder: Path, model: Network, data: ImageDataset, name: str) -> None:
 
 
 class Progress(NamedTuple):
-    """How far a grid of runs is.
+    """Progress of a grid of runs.
 
     run: the run concerned.
-    seconds_left: an estimate for all that is left of all runs.
+    seconds_left: estimated time for all remaining work.
     line: the metrics of the run's last epoch; None when it starts, ends or fails.
-    ended: whether it ended just now.
-    failed: why, if it failed.
+    ended: whether the run has just ended.
+    failed: the reason, if it failed.
     """
 
     run: PlannedRun
@@ -109,7 +109,7 @@ class Progress(NamedTuple):
 
 
 def _open(run: PlannedRun, out: Path) -> Run | None:
-    """A planned run's folder, if it is there and can be read."""
+    """A planned run's folder, if it exists and can be read."""
     try:
         return Run.open(out / run.folder)
     except RunError:
@@ -117,7 +117,7 @@ def _open(run: PlannedRun, out: Path) -> Run | None:
 
 
 def finished_record(run: PlannedRun, out: Path) -> Record | None:
-    """The record of a planned run that is finished and can be read, its pictures too; None otherwise."""
+    """The record of a planned run that is finished, readable and has its pictures; otherwise None."""
     opened = _open(run, out)
     if opened is None or not opened.finished:
         return None
@@ -136,12 +136,12 @@ def finished_records(planned: Sequence[PlannedRun], out: Path) -> dict[PlannedRu
 
 
 class Clock:
-    """Estimates what runs take, from what others took on this machine.
+    """Estimates the duration of runs from that of others on this machine.
 
     Args:
         planned: the runs.
         done: the records of those that are finished.
-        jobs: how many are trained at once.
+        jobs: number of runs trained at a time.
     """
 
     def __init__(self, planned: Sequence[PlannedRun], done: Mapping[PlannedRun, Record], jobs: int = 1) -> None:
@@ -150,23 +150,23 @@ class Clock:
         for run, record in done.items():
             self.learn(run, record.training_seconds / record.epochs)
         if planned and not self._like:
-            # A first guess: small layers reach a fifth of what a large product does.
+            # Initial estimate: small layers reach a fifth of the rate of a large matrix product.
             place = choose_device(planned[0].training.device)
             number_type = getattr(torch, choose_precision(planned[0].training.precision, place))
             self._guess = 1 / (0.2 * matrix_rate(place, number_type, 1024))
 
     def learn(self, run: PlannedRun, epoch_seconds: float) -> None:
-        """Take into account what an epoch of a run took."""
+        """Update the estimate with the duration of an epoch of a run."""
         self._like[run.data, run.network] = epoch_seconds * run.training.epochs / run.operations
 
     def seconds(self, run: PlannedRun, epochs_done: int = 0) -> float:
-        """What is left of a run, alone."""
+        """Remaining seconds of a run."""
         usual = statistics.median(self._like.values()) if self._like else self._guess
         rate = self._like.get((run.data, run.network), usual)
         return _START_SECONDS + run.operations * rate * (1 - epochs_done / run.training.epochs)
 
     def left(self, epochs_done: Mapping[PlannedRun, int]) -> float:
-        """What is left of runs of which some epochs are done, as many at once as there are jobs."""
+        """Remaining seconds of several runs, given the epochs done, with `jobs` of them at a time."""
         seconds = [self.seconds(run, done) for run, done in epochs_done.items()]
         return max(sum(seconds) / self._jobs, max(seconds, default=0.0))
 
@@ -184,22 +184,22 @@ def reproduce(
     data_dir: str | Path | None = None,
     on_progress: Callable[[Progress], None],
 ) -> list[Failure]:
-    """Train all runs that are not finished yet, and go on with those that were stopped.
+    """Train all unfinished runs; stopped runs are resumed.
 
-    Each run has a process of its own and a folder of its own below `out`. Whenever this is killed,
-    the next call goes on after the last epoch of each run.
+    Each run has its own process and its own folder below `out`. After a kill, the next call resumes each run
+    after its last epoch.
 
     Args:
-        planned: the runs, in the order to take them.
+        planned: the runs, in order.
         out: the folder of all runs; only one process at a time may work in it.
-        jobs: how many runs at once; on the CPU they share the cores.
-        budget: minutes after which to stop. A run that is unlikely to end by then gives way to a shorter
-            one; what is under way is stopped, to be gone on with first the next time.
-        data_dir: where data sets are looked for first.
+        jobs: number of runs at a time; on the CPU they share the cores.
+        budget: minutes after which to stop. Runs that are unlikely to end in time are postponed in favour of
+            shorter ones; runs in progress are stopped and resumed first by the next call.
+        data_dir: folder to search first for data sets.
         on_progress: called whenever a run starts, ends an epoch or ends.
 
     Returns:
-        The runs that failed, which `out/failures.jsonl` keeps too.
+        The failed runs, which are also appended to `out/failures.jsonl`.
 
     Raises:
         ConfigError: as `check_limits`.
@@ -255,7 +255,7 @@ def reproduce(
 
 
 def check_limits(out: Path, jobs: int, budget: float | None) -> None:
-    """Raise ConfigError for what `reproduce` cannot work with."""
+    """Raise ConfigError for arguments that `reproduce` cannot use."""
     if jobs < 1:
         raise ConfigError(f"jobs must be at least 1, got {jobs}")
     if budget is not None and not 0 < budget < math.inf:
@@ -266,7 +266,7 @@ def check_limits(out: Path, jobs: int, budget: float | None) -> None:
 
 @dataclass
 class _Job:
-    """A run under way: its process, the epochs that are done, and when the last one was."""
+    """A run in progress: its process, number of epochs done, and time of the last one."""
 
     run: PlannedRun
     process: BaseProcess
@@ -274,22 +274,22 @@ class _Job:
     last: float | None = None
 
     def epoch_ended(self, epochs: int) -> float | None:
-        """The seconds since the epoch before, None for the process's first, which has its start in it."""
+        """Seconds since the previous epoch; None for the process's first, which includes its start."""
         before, self.last = self.last, time.monotonic()
         self.epochs = epochs
         return None if before is None else self.last - before
 
 
 def _epochs_done(run: PlannedRun, out: Path) -> int:
-    """How many epochs of a run are kept."""
+    """Number of epochs of a run on disk."""
     opened = _open(run, out)
     return len(opened.history) if opened else 0
 
 
 def _next(waiting: Mapping[PlannedRun, int], clock: Clock, seconds: float, idle: bool) -> PlannedRun | None:
-    """The run to start: one that was stopped before any other, and the first that can end in time.
+    """The next run to start: stopped runs first, then the first that can end in time.
 
-    If none can, and nothing else is under way, the first of all: what it comes to is kept.
+    If none can and no other run is in progress, the first of all, whose epochs are kept.
     """
     in_order = sorted(waiting, key=lambda run: waiting[run] == 0)
     fitting = (run for run in in_order if clock.seconds(run, waiting[run]) <= seconds)
@@ -314,7 +314,7 @@ def _work(
     threads: int,
     plugins: Sequence[str],
 ) -> None:
-    """In a process of its own: train one run, send each epoch's metrics, then None or why it failed."""
+    """Worker process: train one run, send each epoch's metrics, then None or the reason of a failure."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 

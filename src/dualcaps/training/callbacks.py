@@ -25,21 +25,21 @@ from dualcaps.runs.files import write_bytes
 
 @dataclass
 class TrainingState:
-    """What callbacks see of a training, and may change.
+    """State of a training, which callbacks can read and change.
 
     Attributes:
         model: the network being trained.
         data: the data set.
-        config: how it is trained, complete.
+        config: the complete training options.
         run: the run folder.
         precision: number type of the layers.
         optimizer: with its state.
         selection: the images that the epoch is selected on.
-        selected_on: what they are, "validation" or "test".
-        training_images: how many images an epoch has.
+        selected_on: the part they belong to, "validation" or "test".
+        training_images: number of images per epoch.
         history: an entry for each finished epoch; the last is the present one in `on_epoch_end`.
         average: the exponential moving average of the weights, if one is kept.
-        stop: set by a callback to stop after this epoch: the reason in words.
+        stop: set by a callback to the reason why to stop after this epoch.
         log: prints a line for the user.
     """
 
@@ -67,18 +67,18 @@ class TrainingState:
 
     @property
     def selected(self) -> dict[str, Any]:
-        """The best epoch's entry; among equals the last, which was trained the longest."""
+        """The best epoch's entry; the last of equal ones, which was trained the longest."""
         return max(self.history, key=lambda line: (line[f"{self.selected_on}_accuracy"], line["epoch"]))
 
 
 class Callback:
-    """Base class: override what is needed. Exceptions stop the training, which can then be resumed."""
+    """Base class of callbacks. An exception stops the training, which can be resumed."""
 
     def on_start(self, state: TrainingState) -> None:
         """Before the first epoch, or the first after resuming."""
 
     def on_batch_end(self, state: TrainingState, images: int) -> None:
-        """After each step, with the number of images in its batch; nothing is synchronised with the device."""
+        """After each step, with the number of images in its batch; not synchronised with the device."""
 
     def on_epoch_end(self, state: TrainingState) -> None:
         """After each epoch, when `state.history[-1]` holds its metrics and before the checkpoint is written."""
@@ -90,7 +90,7 @@ class Callback:
         """After the last epoch; the network has the selected weights."""
 
     def close(self) -> None:
-        """Whatever happened, at the end."""
+        """At the end, also after an exception."""
 
 
 class Evaluation(Callback):
@@ -114,10 +114,10 @@ class EachEpoch(Callback):
 
 
 class EarlyStopping(Callback):
-    """Stops when the accuracy has not improved for some epochs.
+    """Stop when the accuracy has not improved for some epochs.
 
     Args:
-        patience: how many epochs to wait for a better accuracy than the best so far.
+        patience: number of epochs to wait for a better accuracy than the best so far.
     """
 
     def __init__(self, patience: int) -> None:
@@ -132,7 +132,7 @@ class EarlyStopping(Callback):
 
 
 class Checkpoint(Callback):
-    """Writes what is needed to resume, and the weights whenever the epoch is the best so far."""
+    """Write the checkpoint, and the weights if the epoch is the best so far."""
 
     def on_epoch_end(self, state: TrainingState) -> None:
         """Write; the checkpoint first, as everything else can be restored from it."""
@@ -153,7 +153,7 @@ class Checkpoint(Callback):
 
 
 def restore(state: TrainingState) -> bool:
-    """Put back what the run's checkpoint holds; whether there was one.
+    """Restore the state from the run's checkpoint; returns whether there was one.
 
     Raises:
         RunError: the checkpoint is damaged.
@@ -180,7 +180,7 @@ def restore(state: TrainingState) -> bool:
     state.optimizer.load_state_dict(state.optimizer.state_dict() | {"state": entries})
     state.history[:] = checkpoint.history
     if state.selected is state.history[-1]:
-        weights = state.evaluated_model.state_dict()  # a kill may have come between the two files
+        weights = state.evaluated_model.state_dict()  # a kill may have happened between the two files
         runs.write_weights(state.run, {name: tensor.contiguous() for name, tensor in weights.items()})
     runs.write_metrics(state.run, state.history)
     return True
@@ -190,7 +190,7 @@ class Pictures(Callback):
     """Learning curves, and reconstructions where the network has a decoder."""
 
     def on_finish(self, state: TrainingState) -> None:
-        """Draw; a picture that cannot be drawn is reported and costs nothing else."""
+        """Draw; a picture that cannot be drawn is reported and the run continues."""
         title = f"{state.model.config.name} on {state.data.name}, seed {state.config.seed}"
         epoch = state.selected["epoch"]
         self._draw(state, "curves.png", lambda: learning_curves(state.history, state.selected_on, epoch, title))
@@ -200,7 +200,7 @@ class Pictures(Callback):
     def _draw(self, state: TrainingState, name: str, draw: Callable[[], Any]) -> None:
         try:
             content = png(draw())
-        except Exception as error:  # whatever a renderer raises, the trained weights count for more
+        except Exception as error:  # a finished run must not be lost to a renderer's error
             state.log(f"{name} could not be drawn: {type(error).__name__}: {' '.join(str(error).split())}")
             return
         write_bytes(state.run / name, content)
@@ -212,7 +212,7 @@ class _Speed(ProgressColumn):
 
 
 class ProgressDisplay(Callback):
-    """A line for each epoch and, on a terminal, a bar with speed and time left; on standard error."""
+    """Print a line per epoch and, on a terminal, a progress bar with speed and time left, on standard error."""
 
     def __init__(self, quiet: bool) -> None:
         self.console = Console(stderr=True, quiet=quiet, highlight=False, markup=False, emoji=False)
@@ -235,7 +235,7 @@ class ProgressDisplay(Callback):
         self.console.print(text, soft_wrap=True)
 
     def on_start(self, state: TrainingState) -> None:
-        """Say what is trained on what."""
+        """Print the network and the data."""
         channels, height, width = state.data.image_shape
         official = " (not the official files)" if state.data.provenance.get("official") is False else ""
         with_validation = state.selected_on == "validation"
@@ -280,7 +280,7 @@ class ProgressDisplay(Callback):
 
 
 class TensorBoardLogger(Callback):
-    """Writes each epoch's metrics for TensorBoard, into `tensorboard/` in the run folder.
+    """Write each epoch's metrics for TensorBoard, in `tensorboard/` in the run folder.
 
     Raises:
         ConfigError: tensorboard is not installed.
@@ -311,7 +311,7 @@ class TensorBoardLogger(Callback):
 
 
 class TrackioLogger(Callback):
-    """Logs each epoch's metrics with trackio, which keeps them on this machine.
+    """Log each epoch's metrics with trackio, which stores them locally.
 
     Args:
         project: the project's name in trackio.

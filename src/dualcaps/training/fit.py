@@ -1,4 +1,4 @@
-"""Training: `fit` is one loop over epochs and batches, from fresh weights to a finished run."""
+"""Training: `fit` is one loop over epochs and batches, from initial weights to a finished run."""
 
 import dataclasses
 import math
@@ -40,7 +40,7 @@ from dualcaps.training.optimizers import build_optimizer, build_schedule, class_
 from dualcaps.training.step import TrainingStep
 
 _MAY_CHANGE = ("data_dir", "source", "compile", "device", "epochs", "patience", "init_from", "trunk_weights")
-"""Options that may differ when a run is resumed; the hash of the images tells whether the data are the same."""
+"""Options that may differ when a run is resumed; the data are compared by the hash of the images."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Result:
         selected_epoch: the epoch whose weights were kept.
         selection_accuracy: its accuracy on the part it was selected on, 0 to 1.
         test_accuracy: the kept weights' accuracy on the test part, 0 to 1.
-        history: an entry an epoch, as in `metrics.jsonl`.
+        history: one entry per epoch, as in `metrics.jsonl`.
     """
 
     run: Path
@@ -74,34 +74,34 @@ def fit(
     callbacks: Sequence[Callback] = (),
     keep_checkpoint: bool = True,
 ) -> Result:
-    """Train a network and keep everything about it in a run folder.
+    """Train a network and store everything about the training in a run folder.
 
-    After each epoch the run can be killed and resumed; with float32 on the CPU the weights are then the same to
-    the bit. On return the model has the selected epoch's weights.
+    A run can be killed at any time and resumed after its last epoch; with float32 on the CPU the weights are then
+    identical to the bit. On return the model has the selected epoch's weights.
 
     Args:
-        model: the network, with fresh weights.
-        data: what to train, select and test on.
-        config: how; by default `TrainConfig()`.
+        model: the network, with initial weights.
+        data: the data set to train, select and test on.
+        config: the training options; by default `TrainConfig()`.
         out: the run folder; by default `runs/<data>-<model>-seed<seed>`, numbered if it exists.
-        resume: go on with the run in `out`, or the last of that name, where it stopped. A finished run is only
-            read, or trained longer if `config.epochs` is larger; one that does not exist is started.
+        resume: continue the run in `out`, or the last of that name. A finished run is only read, or trained longer
+            if `config.epochs` is larger; a run that does not exist is started.
         quiet: show no progress.
-        each_epoch: called with each epoch's metrics just before the epoch is kept, so that after a kill it is
-            called again for an epoch that was not; the model must not be changed.
+        each_epoch: called with each epoch's metrics just before its checkpoint is written, so that after a kill it
+            may be called again for the same epoch; it must not change the model.
         callbacks: further callbacks, called after the evaluation of each epoch and before its checkpoint.
-        keep_checkpoint: keep the optimizer's state when the run is finished, about twice the size of the weights, so
-            that it can be trained longer as if it had never stopped.
+        keep_checkpoint: keep the optimizer's state, about twice the size of the weights, when the run is finished,
+            so that it can be trained longer without a difference.
 
     Returns:
         Accuracies, the history and the run folder.
 
     Raises:
-        ModelError: the model is no `Network`.
-        ConfigError: data or device do not fit the network or machine, or the loss is not finite.
-        RunError: the folder exists and `resume` is off, is of another configuration or data, or
-            its disk is too full.
-        OSError: the disk failed; the run can be resumed from the last epoch written.
+        ModelError: the model is not a `Network`.
+        ConfigError: the data do not fit the network, the device is not available, or the loss is not finite.
+        RunError: the folder exists and `resume` is off, or belongs to another configuration or data, or the disk
+            is too full.
+        OSError: writing failed; the run can be resumed from the last epoch written.
 
     Example:
         >>> data = load_data("digits")
@@ -130,7 +130,7 @@ def fit(
     with runs.locked(path), _separate_random_numbers(device), ExitStack() as stack:
         remove_drafts(path)
         if existing is not None:
-            existing = Run.open(path)  # another process may have trained until now
+            existing = Run.open(path)  # again, as another process may have trained while this one waited
             if existing.finished and config.epochs <= len(existing.history):
                 return _read_finished(existing, model, device)
             _reopen(existing, config, display.log)
@@ -186,7 +186,7 @@ def fit(
             for callback in in_order:
                 callback.on_start(state)
             for epoch in range(len(state.history) + 1, config.epochs + 1):
-                # Every draw depends on seed and epoch alone, so that a resumed epoch repeats them.
+                # Random numbers depend on seed and epoch alone, so that a resumed epoch repeats them.
                 torch.manual_seed(config.seed * 1_000_003 + epoch)
                 generator = torch.Generator(device).manual_seed(config.seed * 1_000_003 + epoch)
                 started = time.perf_counter()
@@ -263,7 +263,7 @@ def _check_fits(model: Network, data: ImageDataset) -> None:
 def _create(
     path: Path, model: Network, data: ImageDataset, config: TrainConfig, session: dict[str, Any]
 ) -> Callable[[], None]:
-    """Make the run folder; what removes it again, with the folders that were made for it."""
+    """Create the run folder; returns a function that removes it and the parent folders created for it."""
     _check_space(path, model)
     created = [parent for parent in path.parents if not parent.exists()]
     provenance = {**data.provenance, "sha256": data.fingerprint, "value_range": data.value_range, "notes": data.notes}
@@ -277,7 +277,7 @@ def _create(
 
 
 def _check_same(run: Run, model: Network, data: ImageDataset, config: TrainConfig) -> None:
-    """Raise RunError where an existing run is not the one asked for."""
+    """Raise RunError if an existing run has another configuration or other images."""
     pairs: tuple[tuple[ModelConfig | TrainConfig | DataConfig, ...], ...] = (
         (run.model, model.config),
         (run.training, config),
@@ -290,21 +290,21 @@ def _check_same(run: Run, model: Network, data: ImageDataset, config: TrainConfi
                 option = "model" if name == "name" else name
                 raise RunError(
                     f"{run.path}: {option} was {before[name]}, now {now[name]}: resume with the same options, or "
-                    "train anew"
+                    "start a new run"
                 )
     if not same_images(data, run):
-        raise RunError(f"{run.path}: the images of {data.name} are not those it was started with: train anew")
+        raise RunError(f"{run.path}: the images of {data.name} are not those it was started with: start a new run")
 
 
 def _reopen(run: Run, config: TrainConfig, log: Callable[[str], None]) -> None:
-    """Let a run go on; keep what now differs from what it was started with."""
+    """Prepare a run for more epochs; record options that differ from those it was started with."""
     if run.finished:
         (run.path / runs.RESULT).unlink()
     changed = dataclasses.replace(run.training, epochs=config.epochs, patience=config.patience)
     if changed == run.training:
         return
     if config.epochs < len(run.history):
-        raise RunError(f"{run.path}: has {len(run.history)} epochs already: ask for more than {config.epochs}")
+        raise RunError(f"{run.path}: has {len(run.history)} epochs already: set epochs to more than {config.epochs}")
     if config.epochs != run.training.epochs:
         stretched = "" if config.schedule == "constant" else f"; schedule {config.schedule} now spans all of them"
         log(f"{run.path}: {config.epochs} epochs instead of {run.training.epochs}{stretched}")
@@ -313,39 +313,39 @@ def _reopen(run: Run, config: TrainConfig, log: Callable[[str], None]) -> None:
 
 
 def _continue_without_checkpoint(state: TrainingState, run: Run) -> None:
-    """Go on from the selected weights of a finished run whose checkpoint was not kept."""
+    """Continue from the selected weights of a finished run whose checkpoint was not kept."""
     state.model.load_state_dict(run.weights())
     state.history[:] = run.history
     state.log(
-        f"{run.path} has no checkpoint: going on from the weights of epoch {state.selected['epoch']} with a fresh "
+        f"{run.path} has no checkpoint: continuing from the weights of epoch {state.selected['epoch']} with a fresh "
         "optimizer"
     )
 
 
 def initialise_from(model: Network, source: str | Path, log: Callable[[str], None]) -> None:
-    """Load the weights of a run into a network, as far as names and shapes fit.
+    """Load the weights of a run into a network, where names and shapes match.
 
     Args:
-        model: the network; layers whose size depends on other classes or images keep their fresh weights.
+        model: the network; layers whose shapes differ keep their initial weights.
         source: the run folder.
-        log: called with what was loaded and left out.
+        log: called with one line about what was loaded and skipped.
 
     Raises:
         RunError: the run cannot be read.
-        ConfigError: no weight fits.
+        ConfigError: no weights match.
     """
     weights, own = Run.open(source).weights(), model.state_dict()
     fitting = {name: tensor for name, tensor in weights.items() if name in own and own[name].shape == tensor.shape}
     if not fitting:
-        raise ConfigError(f"--init-from {source}: none of its weights fits {model.config.name}")
+        raise ConfigError(f"--init-from {source}: none of its weights match {model.config.name}")
     model.load_state_dict(fitting, strict=False)
     fresh = [name for name in own if name not in fitting]
-    rest = f"; fresh: {', '.join(fresh[:6])}{' …' if len(fresh) > 6 else ''}" if fresh else ""
+    rest = f"; initialised: {', '.join(fresh[:6])}{' …' if len(fresh) > 6 else ''}" if fresh else ""
     log(f"weights from {source}: {len(fitting)} of {len(own)} tensors{rest}")
 
 
 def _check_space(path: Path, model: Network) -> None:
-    """Refuse before hours of training what the first checkpoint would fail at."""
+    """Raise RunError if the disk is too full for the checkpoints, before hours of training."""
     weights = 4 * count_parameters(model)
     needed = 2 * weights + 2 * 3 * weights  # two generations of weights and of checkpoints
     existing = next(parent for parent in path.absolute().parents if parent.exists())
@@ -358,12 +358,12 @@ def _check_space(path: Path, model: Network) -> None:
 
 
 def _separate_random_numbers(device: torch.device) -> Any:
-    """Leave the caller's random number generators as they were."""
+    """Preserve the state of the caller's random number generators."""
     return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
 
 def _finish(state: TrainingState, callbacks: Sequence[Callback], keep_checkpoint: bool) -> Result:
-    """Go back to the selected weights, evaluate on the test images, close the run."""
+    """Restore the selected weights, evaluate on the test images, write the result."""
     model, data, selected = state.model, state.data, state.selected
     model.load_state_dict(runs.read_weights(state.run))
     if state.config.protocol == "paper":

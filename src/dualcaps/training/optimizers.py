@@ -15,9 +15,9 @@ _RISING_SHARE = 0.3  # of one-cycle's steps
 
 
 def default_learning_rate(optimizer: str, model: ModelConfig) -> float:
-    """The learning rate where none is given.
+    """The default learning rate.
 
-    In proportion lower for a network wider than its default (D25): with 397 channels and Adam at 1e-3,
+    Lower in proportion for a network wider than its default (D25): with 397 channels and Adam at 1e-3,
     `capsnet` stayed at chance.
     """
     rate = _SGD_RATE if optimizer == "sgd" else _ADAM_RATE
@@ -39,7 +39,7 @@ def build_optimizer(model: nn.Module, config: TrainConfig, lr: float) -> torch.o
 
 
 def build_schedule(config: TrainConfig, lr: float, steps_per_epoch: int) -> Callable[[int], float] | None:
-    """The learning rate of each step, counted from 0 over the whole training; None where it is constant.
+    """The learning rate as a function of the step, counted from 0 over the whole training; None if constant.
 
     With e epochs of n steps and warm-up over the first w steps, the rate is `lr (t + 1) / w` before w, and then,
     with p from 0 to 1 over the rest: constant `lr`; cosine `lr (1 + cos(pi p)) / 2`; one-cycle from lr / 25
@@ -70,7 +70,7 @@ def build_schedule(config: TrainConfig, lr: float, steps_per_epoch: int) -> Call
 
 
 def class_weights(config: TrainConfig, labels: Tensor, classes: int) -> Tensor | None:
-    """Weight of each class [classes] on the labels' device; None where all are alike.
+    """Weight of each class [classes] on the labels' device; None if all are equal.
 
     "balanced" is N / (C n_c) for the n_c of N training images in class c of the C that have any.
 

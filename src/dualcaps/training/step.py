@@ -1,4 +1,4 @@
-"""One training step: forward, loss, backward, optimizer; compiled in the course of a run where that pays."""
+"""One training step: forward, loss, backward, optimizer; compiled during a run if that saves time."""
 
 import contextlib
 import hashlib
@@ -21,15 +21,15 @@ from dualcaps.nn import to_unit_range
 from dualcaps.runs.files import write_bytes
 
 _WARM_UP, _TIMED = 3, 10
-# What compiling saves and takes where this machine has not measured it yet.
+# The share of time that compiling saves and its duration, as long as this machine has not measured them.
 _USUAL_GAIN, _USUAL_SECONDS = 0.2, 25.0
 
 
 class Outcome(NamedTuple):
-    """What a step computed, on the device and not synchronised with the host.
+    """Results of a step, on the device and not synchronised with the host.
 
     loss: the mean over the batch.
-    correct: how many images were predicted correctly.
+    correct: number of correctly predicted images.
     """
 
     loss: Float[Tensor, ""]
@@ -38,7 +38,7 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds that compiling took, and that a step took before and after it."""
+    """Duration in seconds of compiling, and of a step before and after it."""
 
     compiling: float
     eager: float
@@ -49,8 +49,8 @@ class TrainingStep:
     """Updates a network's weights from one batch, each time it is called.
 
     It starts with eager operations. With compile="auto" it times the first steps and compiles forward and
-    backward if the remaining steps will save more time than compiling takes, judged by what was measured here
-    for the same network before, otherwise by a cautious guess. If the compiled step is slower, or compiling
+    backward if the remaining steps will save more time than compiling takes, judged by earlier measurements of
+    the same network on this machine, otherwise by a conservative estimate. If the compiled step is slower, or compiling
     fails, it returns to eager operations. Smaller batches, such as an epoch's last, are never compiled. On
     CUDA the compiled step is replayed as a CUDA graph.
 
@@ -58,17 +58,17 @@ class TrainingStep:
         model: on its device.
         optimizer: of its parameters.
         batch_size: images in a full batch.
-        steps: full batches still to come.
+        steps: remaining full batches.
         reconstruction_weight, label_smoothing, class_weight: see `Network.loss`.
         grad_clip: largest norm of the gradient; None does not clip.
-        schedule: the learning rate of each step, counted over the whole training; None leaves it alone.
+        schedule: the learning rate of each step, counted over the whole training; None keeps it constant.
         first_step: the number of the first step.
         bfloat16: whether the layers compute in bfloat16.
         compile: see `TrainConfig.compile`.
         log: called with one line when compiling begins, ends or fails.
 
     Attributes:
-        compiled: whether full batches are compiled at present.
+        compiled: whether full batches are currently compiled.
     """
 
     def __init__(
@@ -164,7 +164,7 @@ class TrainingStep:
         if self._grad_clip is not None:
             torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._grad_clip)
         self._optimizer.step()
-        # A CUDA graph writes over what it returned the next time it runs.
+        # A CUDA graph overwrites its outputs the next time it runs.
         return Outcome(outcome.loss.detach().clone(), outcome.correct.clone())
 
     def _synchronise(self) -> None:
@@ -173,7 +173,7 @@ class TrainingStep:
             torch.cuda.synchronize(self._device)
 
     def _decide(self) -> None:
-        """After some eager steps: compile or not."""
+        """Decide after some eager steps whether to compile."""
         eager = statistics.median(self._times[_WARM_UP:])
         self._eager_seconds, self._undecided = eager, False
         known = _read(self._record)
@@ -185,14 +185,14 @@ class TrainingStep:
 
     def _start_compiled(self) -> None:
         function = self._eager
-        # Compiled code is kept by code object, a few to each, so every step has one of its own.
+        # torch caches a limited number of compilations per code object, so each step gets its own.
         function.__code__ = function.__code__.replace()
         mode = "reduce-overhead" if self._device.type == "cuda" else None
         self._compute = torch.compile(function, dynamic=False, mode=mode)
         self.compiled, self._undecided, self._times = True, False, []
 
     def _judge(self) -> None:
-        """After some compiled steps: keep on or go back."""
+        """Decide after some compiled steps whether to return to eager operations."""
         first, *others = self._times
         compiled = statistics.median(others)
         if self._eager_seconds is None:
@@ -203,7 +203,7 @@ class TrainingStep:
         if compiled < self._eager_seconds:
             self._log(comparison)
         else:
-            self._return_to_eager(f"not compiled any more: {comparison}")
+            self._return_to_eager(f"no longer compiled: {comparison}")
 
     def _return_to_eager(self, why: str) -> None:
         self._compute, self.compiled, self._undecided = self._eager, False, False
@@ -215,7 +215,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _record_file(model: Network, batch_size: int, bfloat16: bool, device: torch.device) -> Path:
-    """The file that keeps what compiling saved for steps like these on this machine."""
+    """The file with measurements of compiling for steps like these on this machine."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu {torch.get_num_threads()}"
     alike = [to_json(model.config), batch_size, bfloat16, name, torch.__version__]
     digest = hashlib.sha256(json.dumps(alike, sort_keys=True).encode()).hexdigest()
@@ -231,7 +231,7 @@ def _read(file: Path) -> Measured | None:
 
 
 def _write(file: Path, measured: Measured) -> None:
-    """Keep a measurement for later runs; a cache that cannot be written is not used."""
+    """Store a measurement for later runs; a cache that cannot be written to is ignored."""
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(file, json.dumps(asdict(measured)).encode())

@@ -48,7 +48,7 @@ def test_an_environment_that_names_no_folder_is_said(monkeypatch: pytest.MonkeyP
         catalog.find_files(MNIST, DataConfig("mnist"))
 
 
-def test_a_folder_that_holds_some_of_the_files_is_passed_over(places: list[Path]):
+def test_a_folder_that_holds_some_of_the_files_is_skipped(places: list[Path]):
     whole = put(places[3] / "mnist")
     (put(places[0] / "mnist") / FILES[2]).unlink()
     assert found(MNIST, places[0])[0].parent == whole

@@ -91,7 +91,7 @@ def test_what_cannot_be_used_is_named(tmp_path: Path):
     with pytest.raises(DataError, match="no Parquet file of a training part"):
         load_data(tmp_path / "hub")
     (tmp_path / "hub" / "more.parquet").write_bytes(corpus.parquet_bytes())
-    with pytest.raises(DataError, match=r"more\.parquet: its name does not tell train, validation or test"):
+    with pytest.raises(DataError, match=r"more\.parquet: its name does not say train, validation or test"):
         load_data(tmp_path / "hub")
     (tmp_path / "hub" / "more.parquet").unlink()
     (tmp_path / "hub" / "train-0.parquet").write_bytes(b"PAR1 but no more")

@@ -1,4 +1,4 @@
-"""Sources of images: a file for each named data set, and one for each form of one's own images."""
+"""Sources of images: one file for each named data set and each form of own images."""
 
 import functools
 
@@ -16,7 +16,7 @@ from dualcaps.registry import DATASETS, lookup
 
 @functools.cache
 def data_set(name: str) -> DataSet | None:
-    """The card of a named data set; None for one that a plug-in loads as a whole.
+    """The card of a named data set; None for a data set that a plug-in loads itself.
 
     Raises:
         DataError: an unknown name.

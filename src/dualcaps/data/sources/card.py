@@ -1,4 +1,4 @@
-"""What describes a named data set: files, classes, policies."""
+"""Cards of named data sets: files, classes, policies."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,13 +11,13 @@ from dualcaps.config import DataConfig, Split
 from dualcaps.data.images import resize, to_grey
 
 Labelled = dict[str, tuple[np.ndarray, np.ndarray]]
-"""For each part that a source has ("train", perhaps "test", "validation"): uint8 [N, C, H, W] and labels."""
+"""Images uint8 [N, C, H, W] and labels by part: "train", and optionally "test" and "validation"."""
 
 
 class Download(NamedTuple):
-    """A file as its authors publish it: addresses, and the checksum of what they send.
+    """A file as published by its authors, with its addresses and checksum.
 
-    extra: whether it is needed only where `DataConfig.extra` asks for it.
+    extra: whether it is needed only with `DataConfig.extra`.
     """
 
     file: str
@@ -27,10 +27,10 @@ class Download(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """One form in which a data set's files may lie in a folder.
+    """One form of a data set's files in a folder.
 
     files: their names; any may be gzipped, with `.gz` appended.
-    read: from the files to labelled images.
+    read: reads the files as labelled images.
     """
 
     files: tuple[str, ...]
@@ -39,23 +39,23 @@ class Layout(NamedTuple):
 
 @dataclass(frozen=True)
 class DataSet:
-    """One data set by name.
+    """The card of a named data set.
 
     Attributes:
-        name: what `load_data` is asked for.
+        name: the name for `load_data`.
         classes: class names, in the order of the labels.
         flip: whether a mirrored image still belongs to its class.
-        size: height and width that its networks take, in pixels.
-        channels: channels that its networks take; grey images are repeated to three.
-        counts: images in each part of the files, for the given options.
+        size: height and width of the networks' inputs, in pixels.
+        channels: channels of the networks' inputs; grey images are repeated to three.
+        counts: number of images in each part, for given options.
         batch_size: images per step in the paper's recipe.
-        test: the share held out as test images where the files have none.
-        folders: sub-folders of a data folder in which the files may lie.
-        layouts: the forms in which the files may lie there.
-        downloads: where the files come from.
-        official: checksums of the official files by name; of gzipped ones, but for archives, of what they unpack to.
-        splits: the ways to tell training and test images apart, the default first.
-        options: fields of `DataConfig` that only some data sets have and this one does.
+        test: the share held out as test images if the files have no test part.
+        folders: names of sub-folders that may contain the files.
+        layouts: the forms in which the files are read.
+        downloads: the published files.
+        official: checksums of the official files by name; of gzipped files other than archives, of the content.
+        splits: names of the possible splits, the default first.
+        options: fields of `DataConfig` that are specific to this and some other data sets.
     """
 
     name: str
@@ -74,12 +74,12 @@ class DataSet:
     options: frozenset[str] = field(default_factory=frozenset)
 
     def classes_of(self, config: DataConfig) -> tuple[str, ...]:
-        """The classes that a configuration asks for, where it asks for some of them only."""
+        """The classes of a configuration, which may select some of them."""
         return self.classes[: config.objects or 10] if "objects" in self.options else self.classes
 
 
 def downloads(checksums: Mapping[str, str], *bases: str) -> tuple[Download, ...]:
-    """Files with their checksums, each to be found below any of some addresses."""
+    """Downloads of files, each available below several addresses."""
     return tuple(
         Download(file, tuple(base + file for base in bases), sum_, file.startswith("extra"))
         for file, sum_ in checksums.items()
@@ -87,7 +87,7 @@ def downloads(checksums: Mapping[str, str], *bases: str) -> tuple[Download, ...]
 
 
 def bring_to(parts: Labelled, config: DataConfig) -> Labelled:
-    """Images at the size asked for, and in grey if that is asked for."""
+    """Resize images, and convert them to grey, if requested."""
     brought = {}
     for part, (images, labels) in parts.items():
         if config.image_size is not None and images.shape[2:] != config.image_size:

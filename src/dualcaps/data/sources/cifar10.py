@@ -1,4 +1,4 @@
-"""CIFAR-10: binary or Python version, as a folder or an archive; pickles are read without running anything."""
+"""CIFAR-10: binary or Python version, as a folder or an archive; pickles are read without executing code."""
 
 import io
 import pickle
@@ -53,7 +53,7 @@ def parse_cifar_binary(content: bytes, name: str) -> tuple[np.ndarray, np.ndarra
 def parse_cifar_pickle(content: bytes, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Images [N, 3, 32, 32] and labels of a batch of CIFAR-10's Python version.
 
-    The pickle may hold numpy arrays of bytes, dictionaries, lists, strings and numbers; nothing
+    The pickle may contain numpy arrays of bytes, dictionaries, lists, strings and numbers; nothing that
     it names is ever called.
 
     Raises:
@@ -79,7 +79,7 @@ def parse_cifar_pickle(content: bytes, name: str) -> tuple[np.ndarray, np.ndarra
     return images.reshape(-1, 3, 32, 32), np.array(labels, np.int64)
 
 
-# What protocols 2 to 4 write for such a batch. Others can fill memory or time with a few bytes.
+# The opcodes of such batches in protocols 2 to 4. Others can exhaust memory or time with a few bytes.
 _PICKLE_OPCODES = frozenset(
     {
         *("PROTO", "FRAME", "STOP", "MARK", "EMPTY_DICT", "EMPTY_LIST", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2"),
@@ -107,7 +107,7 @@ def _check_opcodes(content: bytes) -> None:
 
 
 class _PickledArray:
-    """Stands for numpy.ndarray in a pickle: keeps the state that numpy would be given."""
+    """Stand-in for numpy.ndarray in a pickle; keeps the state that numpy would receive."""
 
     state: object = None
 
@@ -124,7 +124,7 @@ class _PickledArray:
 
 
 class _PickledType:
-    """Stands for numpy.dtype in a pickle."""
+    """Stand-in for numpy.dtype in a pickle."""
 
     def __init__(self, code: object = None, *_: object) -> None:
         self.code = code
@@ -143,7 +143,7 @@ def _encode(text: object, *_: object) -> bytes:
     return text.encode("latin1")
 
 
-# Python's own unpickler written in Python: the one in C can be made to fill memory by one opcode.
+# The unpickler written in Python: in the one written in C a single opcode can exhaust memory.
 class _CifarUnpickler(pickle._Unpickler):  # pyright: ignore[reportAttributeAccessIssue]
     stack: list[Any]
     pop_mark: Callable[[], list[Any]]
@@ -169,8 +169,8 @@ class _CifarUnpickler(pickle._Unpickler):  # pyright: ignore[reportAttributeAcce
             self._set(key, value)
 
     def _set(self, key: object, value: object) -> None:
-        if not isinstance(key, bytes | str):  # hashing a nest of tuples can take for ever
-            raise DataError("a pickle with names that are no text")
+        if not isinstance(key, bytes | str):  # hashing nested tuples can take forever
+            raise DataError("a pickle with names that are not text")
         self.stack[-1][key] = value
 
     dispatch: ClassVar[dict[int, Any]] = pickle._Unpickler.dispatch | {  # pyright: ignore[reportAttributeAccessIssue]
@@ -179,15 +179,15 @@ class _CifarUnpickler(pickle._Unpickler):  # pyright: ignore[reportAttributeAcce
     }
 
 
-_LARGEST_MEMBER = 60_000_000  # CIFAR-10's batches have 31 MB, pickled anew by Python 3 up to 45
+_LARGEST_MEMBER = 60_000_000  # CIFAR-10's batches have 31 MB, up to 45 MB when pickled by Python 3
 _LARGEST_TAR_HEADERS = 10_000_000
 
 
 def read_tar(path: Path, wanted: Sequence[str]) -> dict[str, bytes]:
-    """The wanted files of a .tar.gz, by name without folders; nothing is written.
+    """Read some files of a .tar.gz, by name without folders; nothing is extracted to disk.
 
     Raises:
-        DataError: the archive is damaged or holds more than it should.
+        DataError: the archive is damaged or contains too much.
     """
     found = {}
     with unpacked(path, small=_LARGEST_TAR_HEADERS) as stream:
@@ -196,7 +196,7 @@ def read_tar(path: Path, wanted: Sequence[str]) -> dict[str, bytes]:
                 for member in archive:
                     name = PurePosixPath(member.name).name
                     if member.size > _LARGEST_MEMBER or member.issparse():
-                        raise DataError(f"{path}: {name} claims {member.size:,} bytes: not a file to trust")
+                        raise DataError(f"{path}: {name} claims {member.size:,} bytes: not a trustworthy file")
                     if member.isfile() and name in wanted:
                         opened = archive.extractfile(member)
                         found[name] = read_up_to(opened, member.size) if opened else b""

@@ -1,4 +1,4 @@
-"""COIL-20: pictures of turning objects, as the official archive or its folder."""
+"""COIL-20: images of rotating objects, as the official archive or its folder."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +24,7 @@ def read_coil(path: Path, objects: int, size: tuple[int, int]) -> np.ndarray:
 
     Args:
         path: `coil-20-proc.zip`, or the folder that holds `obj1__0.png` to `obj20__71.png`.
-        objects: how many objects, from the first.
+        objects: number of objects, counted from the first.
         size: height and width to resize to.
 
     Raises:
@@ -44,7 +44,9 @@ def read_coil(path: Path, objects: int, size: tuple[int, int]) -> np.ndarray:
             if inspected.unread:
                 raise DataError(inspected.unread[0])
             if inspected.sizes != {(_COIL_SIDE, _COIL_SIDE)}:
-                raise DataError(f"{path}: {name} has not the {_COIL_SIDE}x{_COIL_SIDE} pixels of COIL-20's pictures")
+                raise DataError(
+                    f"{path}: {name} does not have the {_COIL_SIDE}x{_COIL_SIDE} pixels of COIL-20's pictures"
+                )
             images[place] = read_image(content, (1, *size), f"{path}: {name}")
             missing.remove(place)
     if missing:
@@ -55,7 +57,7 @@ def read_coil(path: Path, objects: int, size: tuple[int, int]) -> np.ndarray:
 
 @contextmanager
 def _coil_files(path: Path) -> Iterator[list[tuple[str, Callable[[], bytes]]]]:
-    """The names of what there is, each with what reads it."""
+    """The names of the files, each with a function that reads it."""
     if path.is_dir():
         yield [(file.name, file.read_bytes) for file in sorted(path.iterdir())]
         return
@@ -71,7 +73,7 @@ def _read_coil_files(paths: Sequence[Path], config: DataConfig) -> Labelled:
     objects, views = images.shape[:2]
     labels = np.repeat(np.arange(objects), views).reshape(objects, views)
     if config.split == "views":
-        # A quarter turn that no training image shows, for all objects the same.
+        # A quarter turn, the same for all objects, is held out.
         start = np.random.default_rng(config.split_seed).integers(views)
         held = np.isin(np.arange(views), (start + np.arange(views // 4)) % views)
         return {

@@ -1,4 +1,4 @@
-"""One's own image files, or their contents: brought to one shape, damaged ones named together."""
+"""Reading of own image files, or their contents, at one shape; damaged files are reported together."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ _MOST_NAMED = 20
 
 
 def relevant_options(config: DataConfig) -> dict[str, object]:
-    """The options that reading one's own images depends on; where they are is not one of them."""
+    """The options that the content of own images depends on."""
     return {
         "image_size": config.image_size,
         "channels": config.channels,
@@ -28,18 +28,18 @@ def relevant_options(config: DataConfig) -> dict[str, object]:
 def read_encoded(
     parts: Mapping[str, tuple[Sequence[Encoded], np.ndarray]], config: DataConfig, name: str
 ) -> tuple[Labelled, ValueRange | None, tuple[str, ...]]:
-    """Read the image files, or their contents, of all parts at one shape.
+    """Read the image files, or their contents, of all parts at a common shape.
 
     Args:
-        parts: by part, the images and their class numbers.
-        config: of the data.
-        name: what messages call images that are given by their content, and the data set.
+        parts: images and class numbers by part.
+        config: the data options.
+        name: used in messages for the data set, and for images that are given by their content.
 
     Returns:
-        Images and labels by part, the range of values that deep images were scaled from, and notes.
+        Images and labels by part, the range of values that images of more than 8 bits were scaled from, and notes.
 
     Raises:
-        DataError: images that cannot be read, all of them named, unless they are to be left out.
+        DataError: images that cannot be read, unless they are to be skipped; the message names all of them.
     """
     images = [image for encoded, _ in parts.values() for image in encoded]
     inspected = inspect_images(images, name)
@@ -81,7 +81,7 @@ def _damaged(unread: Mapping[int, str], count: int, name: str) -> str:
 
 
 def _named(unread: Mapping[int, str]) -> str:
-    """The names of damaged files, from the messages that begin with them."""
+    """The names of damaged files, taken from the beginnings of their messages."""
     names = [
         re.split(r": (?:cannot be read|not an image|no such file|images of|values)", reason)[0]
         for _, reason in sorted(unread.items())
@@ -91,7 +91,7 @@ def _named(unread: Mapping[int, str]) -> str:
 
 
 def natural_size(sizes: set[tuple[int, int]]) -> tuple[int, int]:
-    """Height and width that own images are brought to: their own if all have one of at most 64 pixels a side."""
+    """Height and width for own images: their common size if it is at most 64 pixels a side, otherwise 32x32."""
     if len(sizes) == 1 and max(size := next(iter(sizes))) <= _LARGEST_KEPT_SIDE:
         return size
     return _RESIZED_SIDE, _RESIZED_SIDE

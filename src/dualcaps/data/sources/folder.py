@@ -1,4 +1,4 @@
-"""One's own images: a folder with a sub-folder of images for each class, perhaps below a folder for each part."""
+"""Own images: a folder with a sub-folder for each class, optionally below a folder for each part."""
 
 import os
 import re
@@ -29,22 +29,22 @@ _PIECE_WORDS = {"fold", "split", "part", "set", "subset", "batch", "shard"}
 
 @dataclass
 class Listing:
-    """Image files found below a folder, and what was passed over.
+    """Image files found below a folder, and what was skipped.
 
     Attributes:
         files: the image files, in order.
-        passed_over: how many files or folders were passed over, by reason.
+        skipped: number of skipped files or folders by reason.
     """
 
     files: list[Path] = field(default_factory=list)
-    passed_over: Counter[str] = field(default_factory=Counter)
+    skipped: Counter[str] = field(default_factory=Counter)
 
 
 def own_source(path: Path, config: DataConfig) -> Source:
-    """One's own images, found but not read.
+    """Find own images without reading them.
 
     Raises:
-        DataError: the path holds no images in a form that is read.
+        DataError: the path contains no images in a supported form.
     """
     if path.is_file() and path.suffix.lower() == ".npz":
         return npz_source(path, config)
@@ -64,8 +64,8 @@ def own_source(path: Path, config: DataConfig) -> Source:
     if "train" not in folders:
         named = " and ".join(display_path(folder.name) for folder in folders.values())
         raise DataError(f"{display_path(root)}: holds {named} but no training part: name its folder train")
-    passed_over: Counter[str] = Counter()
-    listed = {part: list_classes(folder, passed_over) for part, folder in folders.items()}
+    skipped: Counter[str] = Counter()
+    listed = {part: list_classes(folder, skipped) for part, folder in folders.items()}
     classes = tuple(listed["train"])
     if len(classes) < 2:
         raise DataError(
@@ -82,40 +82,40 @@ def own_source(path: Path, config: DataConfig) -> Source:
         used = ", ".join(f"{display_path(folder.name)} as {part}" for part, folder in folders.items())
         notes += (f"parts: {used}",)
     files = [file for by_class in listed.values() for images in by_class.values() for file in images]
-    notes += (f"{len(files):,} image files used{_reasons(passed_over)}",)
+    notes += (f"{len(files):,} image files used{_reasons(skipped)}",)
     relevant = {"own": True, **relevant_options(config)}
     return Source(files, relevant, lambda: _read_folder(root, listed, classes, config), notes)
 
 
-def list_classes(folder: Path, passed_over: Counter[str] | None = None) -> dict[str, list[Path]]:
+def list_classes(folder: Path, skipped: Counter[str] | None = None) -> dict[str, list[Path]]:
     """The images of each class sub-folder, by class name, in natural order.
 
-    Links are followed. Files that do not end like an image, and hidden ones, are passed over; `passed_over`
-    counts them. Folder names that differ only in how accents are encoded are one class.
+    Links are followed. Hidden files and files without an image suffix are skipped and counted in `skipped`.
+    Folder names that differ only in the encoding of accents are one class.
 
     Raises:
         DataError: there is no sub-folder, or one without images.
     """
-    passed_over = Counter() if passed_over is None else passed_over
+    skipped = Counter() if skipped is None else skipped
     classes: dict[str, list[Path]] = {}
     for child in sorted(folder.iterdir(), key=lambda child: natural_order(class_name(child.name))):
         if not child.is_dir():
             if child.suffix.lower() in IMAGE_SUFFIXES and not child.name.startswith("."):
-                passed_over["beside the class folders"] += 1
+                skipped["beside the class folders"] += 1
             continue
         if child.name.startswith("."):
-            passed_over["hidden"] += 1
+            skipped["hidden"] += 1
             continue
         listing = list_images(child)
-        passed_over.update(listing.passed_over)
+        skipped.update(listing.skipped)
         if not listing.files:
             raise DataError(
-                f"{display_path(child)}: no images in this class folder{_reasons(listing.passed_over)}: "
+                f"{display_path(child)}: no images in this class folder{_reasons(listing.skipped)}: "
                 "add some or remove it"
             )
         name = class_name(child.name)
         if name in classes:
-            passed_over[f"folders named {name} in two encodings, taken as one class"] += 1
+            skipped[f"folders named {name} in two encodings, merged into one class"] += 1
         classes.setdefault(name, []).extend(listing.files)
     if not classes:
         raise DataError(
@@ -125,49 +125,47 @@ def list_classes(folder: Path, passed_over: Counter[str] | None = None) -> dict[
 
 
 def list_images(folder: Path) -> Listing:
-    """All image files below a folder, in order, links followed; a folder reached twice is taken once."""
+    """Find all image files below a folder, in order, following links; a folder reached twice is read once."""
     listing = Listing()
     visited: set[str] = set()
     for parent, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(parent)
         if real in visited:
             folders.clear()
-            listing.passed_over["links to a folder already taken"] += 1
+            listing.skipped["links to a folder already read"] += 1
             continue
         visited.add(real)
         hidden = [name for name in folders if name.startswith(".")]
-        listing.passed_over["hidden"] += len(hidden)
+        listing.skipped["hidden"] += len(hidden)
         folders[:] = sorted(name for name in folders if name not in hidden)
         for name in sorted(files):
             path = Path(parent, name)
             if name.startswith("."):
-                listing.passed_over["hidden"] += 1
+                listing.skipped["hidden"] += 1
             elif path.suffix.lower() not in IMAGE_SUFFIXES:
-                listing.passed_over[
-                    f"{display_path(path.suffix.lower()) or 'without an ending'}, not read as images"
-                ] += 1
+                listing.skipped[f"{display_path(path.suffix.lower()) or 'without a suffix'}, not read as images"] += 1
             elif not path.exists():
-                listing.passed_over["links to nowhere"] += 1
+                listing.skipped["broken links"] += 1
             else:
                 listing.files.append(path)
-    listing.passed_over = +listing.passed_over
+    listing.skipped = +listing.skipped
     listing.files.sort()
     return listing
 
 
 def class_name(folder_name: str) -> str:
-    """A folder's name as a class name: composed characters (NFC), and escapes for bytes that are no text."""
+    """A folder's name as a class name: composed characters (NFC), and escapes for bytes that are not text."""
     text = folder_name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     composed = unicodedata.normalize("NFC", text)
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in composed)
 
 
 def part_folders(folder: Path) -> dict[str, Path]:
-    """The sub-folder of each part, by the words of its name; a folder of classes alone is the training part.
+    """Find the sub-folder of each part by its name; a folder of classes alone is the training part.
 
     Raises:
-        DataError: two folders bear names of the same part, or a folder of images lies beside the parts, or
-            sub-folders look like parts but do not say which.
+        DataError: two folders have names of the same part, or a folder of images lies beside the parts, or
+            sub-folders look like parts but their names do not say which.
     """
     parts: dict[str, Path] = {}
     others: list[Path] = []
@@ -200,7 +198,7 @@ def _part_by_name(name: str) -> str | None:
 
 
 def _refuse_pieces(folder: Path, children: Sequence[Path]) -> None:
-    """Refuse folders such as fold1 and fold2 that hold the same sub-folders."""
+    """Raise DataError for folders such as fold1 and fold2 that contain the same sub-folders."""
     pieces = [
         child
         for child in children
@@ -217,7 +215,7 @@ def _refuse_pieces(folder: Path, children: Sequence[Path]) -> None:
 
 
 def _note_equal_subfolders(root: Path) -> tuple[str, ...]:
-    """A note where every class folder holds the same sub-folders, which may have been meant as the classes."""
+    """A note if every class folder contains the same sub-folders, which may be the intended classes."""
     inside = [{path.name for path in _visible_folders(child)} for child in _visible_folders(root)]
     if len(inside) > 1 and len(inside[0]) > 1 and all(names == inside[0] for names in inside):
         names = ", ".join(sorted(map(class_name, inside[0]))[:4])
@@ -226,7 +224,7 @@ def _note_equal_subfolders(root: Path) -> tuple[str, ...]:
 
 
 def _unwrap(folder: Path) -> tuple[Path, tuple[str, ...]]:
-    """The folder below one that holds nothing but it, as archives are often unpacked."""
+    """The folder below one that contains nothing else, as is common for unpacked archives."""
     notes: tuple[str, ...] = ()
     while len(inside := _visible_folders(folder)) == 1:
         below = _visible_folders(inside[0])
@@ -244,19 +242,19 @@ def _visible_folders(folder: Path) -> list[Path]:
 
 
 def _part_of(file: Path, root: Path) -> str:
-    """The part that a Parquet file belongs to, by its folder's name or a word of its own."""
+    """The part of a Parquet file, from its folder's name or a word of its own name."""
     words = [*file.relative_to(root).parent.parts, *re.split(r"[-_.]", file.stem)]
     parts = {part for word in words if (part := _PART_WORDS.get(word.lower()))}
     if len(parts) != 1:
         raise DataError(
-            f"{display_path(file)}: its name does not tell train, validation or test: name it like train-….parquet"
+            f"{display_path(file)}: its name does not say train, validation or test: name it like train-….parquet"
         )
     return parts.pop()
 
 
-def _reasons(passed_over: Mapping[str, int]) -> str:
-    reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(passed_over.items()) if count)
-    return f"; passed over: {reasons}" if reasons else ""
+def _reasons(skipped: Mapping[str, int]) -> str:
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(skipped.items()) if count)
+    return f"; skipped: {reasons}" if reasons else ""
 
 
 def read_labelled(
@@ -265,7 +263,7 @@ def read_labelled(
     shape: tuple[int, int, int],
     value_range: ValueRange | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The images of class folders at a shape (channels, height, width), and their class numbers."""
+    """Read the images of class folders at a shape (channels, height, width), with their class numbers."""
     paths = [path for images in by_class.values() for path in images]
     labels = [classes.index(name) for name, images in by_class.items() for _ in images]
     return read_images(paths, shape, value_range=value_range), np.array(labels)

@@ -12,7 +12,7 @@ _PARTS = {"train": "train", "validation": "validation", "valid": "validation", "
 def read_huggingface(
     dataset: Any, image_column: str | None, label_column: str | None
 ) -> tuple[Mapping[str, Iterable[tuple[Any, Any]]], tuple[str, ...] | None]:
-    """The rows of each part as pairs of image and label, and the class names if the label column has them.
+    """Read the rows of each part as pairs of image and label, and the class names if the label column has them.
 
     Args:
         dataset: a `datasets.Dataset`, or a `DatasetDict` of parts with a part "train".

@@ -58,7 +58,7 @@ def _read(path: Path, config: DataConfig) -> Content:
 
 
 def _common_range(arrays: dict[str, np.ndarray], name: str) -> ValueRange | None:
-    """The range that all parts are scaled from; None for 8 bits, and for truth values."""
+    """The range that all parts are scaled from; None for 8 bits and booleans."""
     deep = [array for array in arrays.values() if array.dtype not in (np.uint8, np.dtype(bool))]
     if not deep:
         return None
@@ -71,7 +71,7 @@ def read_npz(
 ) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], tuple[str, ...] | None, tuple[str, ...]]:
     """The images and labels of a .npz file by part, its class names if it has any, and notes.
 
-    Images are `x`, `images` or `data`, labels `y`, `labels` or `target`; parts are told by train, val (valid,
+    Images are `x`, `images` or `data`, labels `y`, `labels` or `target`; parts are named train, val (valid,
     validation) or test before or after these words: `x_train`, `train_images`, … Class names are `classes`.
 
     Raises:
@@ -131,7 +131,7 @@ def read_npz(
 
 
 def _place(key: str) -> tuple[str, str] | None:
-    """The part and "images" or "labels" that an array's name tells; None where it tells neither."""
+    """The part and "images" or "labels" from an array's name; None if the name says neither."""
     words = key.lower().split("_")
     part = "train"
     for name, known in _PART_WORDS.items():

@@ -76,7 +76,7 @@ def _norb_header(stream: Stream, path: Path) -> tuple[np.dtype, tuple[int, ...]]
         raise DataError(f"{path}: not a smallNORB matrix of bytes or integers (magic number {magic & 0xFFFFFFFF:#x})")
     if not 1 <= dimensions <= 4:
         raise DataError(f"{path}: a matrix of {dimensions} dimensions is not smallNORB's")
-    # Sizes fill at least three places; those past the dimensions mean nothing.
+    # Headers contain at least three sizes; those beyond the number of dimensions are unused.
     sizes = read_sizes(stream, "<i4", max(dimensions, 3), path)[:dimensions]
     if min(sizes) < 0:
         raise DataError(f"{path}: a matrix with a negative size {sizes}")

@@ -35,7 +35,7 @@ def read_svhn(path: Path) -> tuple[np.ndarray, np.ndarray]:
         raise DataError(f"{path}: not a MATLAB file that can be read ({type(error).__name__})") from error
     images, labels = content.get("X"), content.get("y")
     if not isinstance(images, np.ndarray) or not isinstance(labels, np.ndarray):
-        raise DataError(f"{path}: holds no X and y, so it is not SVHN's")
+        raise DataError(f"{path}: contains no X and y, so it is not SVHN's")
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[:3] != (32, 32, 3):
         raise DataError(f"{path}: X is {images.dtype} of shape {images.shape}, not uint8 [32, 32, 3, N]")
     if labels.dtype.kind not in "uif" or labels.size != images.shape[3] or labels.size == 0:
@@ -47,7 +47,7 @@ def read_svhn(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _check_mat(raw: bytes, path: Path) -> None:
-    """Walk the elements of a MATLAB 5 file, so that scipy is given plain arrays of numbers of honest sizes only."""
+    """Check the elements of a MATLAB 5 file, so that scipy only reads plain numeric arrays of valid sizes."""
     if len(raw) < 128 or raw[126:128] not in (b"IM", b"MI"):
         raise DataError(f"{path}: not a MATLAB 5 file")
     order = "<" if raw[126:128] == b"IM" else ">"
@@ -61,12 +61,12 @@ def _check_mat(raw: bytes, path: Path) -> None:
         # The array's flags come first: their type, their size, then the class, 6 to 15 for numbers.
         flags = np.frombuffer(head[:12].ljust(12, b"\0"), f"{order}u4").tolist()
         if flags[:2] != [6, 8] or not 6 <= flags[2] & 0xFF <= 15:
-            raise DataError(f"{path}: holds something other than arrays of numbers, so it is not SVHN's")
+            raise DataError(f"{path}: contains something other than numeric arrays, so it is not SVHN's")
         place += 8 + length
 
 
 def _inflate_head(packed: bytes, file_size: int, path: Path) -> bytes:
-    """The beginning of a packed element, all of which is unpacked once to see that it ends in time."""
+    """The beginning of a compressed element; all of it is decompressed once to check its size."""
     inflater, total, head = zlib.decompressobj(), 0, b""
     try:
         while not inflater.eof:

@@ -23,7 +23,7 @@ def build_trunk(config: ModelConfig, options: dict[str, Any]) -> nn.Module:
         options: the trunk's own options.
 
     Raises:
-        ModelError: an unknown trunk, or one that is no `torch.nn.Module`.
+        ModelError: an unknown trunk, or one that is not a `torch.nn.Module`.
     """
     if config.trunk.startswith(TIMM_PREFIX):
         return build_timm_trunk(config, config.trunk.removeprefix(TIMM_PREFIX), **options)
@@ -34,7 +34,7 @@ def build_trunk(config: ModelConfig, options: dict[str, Any]) -> nn.Module:
 
 
 def feature_shape(trunk: nn.Module, config: ModelConfig) -> tuple[int, int, int]:
-    """Channels, rows and columns of what the trunk makes of an image; computed by running it on zeros.
+    """Channels, rows and columns of the trunk's feature map, found by running it on zeros.
 
     Raises:
         ModelError: the images are too small for it, or it does not return a feature map [B, C, H, W].
@@ -49,27 +49,33 @@ def feature_shape(trunk: nn.Module, config: ModelConfig) -> tuple[int, int, int]
             features = trunk(zeros)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
-        if "size" not in reason:
+        if "size" not in reason and "dimension" not in reason:
             raise
-        smallest = _smallest_side(trunk, config)
-        takes = f", which takes at least {smallest}x{smallest} pixels" if smallest else f" ({reason})"
-        raise ModelError(
-            f"images of {describe_shape(config.image_shape)} are too small for {config.name}{takes}: enlarge them "
-            "(--image-size)"
-        ) from error
+        raise _too_small(trunk, config, reason) from error
     finally:
         for module in training:
             module.training = True
-    if not isinstance(features, torch.Tensor) or features.ndim != 4 or 0 in features.shape:
+    if not isinstance(features, torch.Tensor) or features.ndim != 4:
         found = tuple(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__
         raise ModelError(
             f"trunk {config.trunk} must return a feature map [batch, channels, rows, columns], got {found}"
         )
+    if 0 in features.shape:
+        raise _too_small(trunk, config, f"an empty feature map {tuple(features.shape)}")
     return int(features.shape[1]), int(features.shape[2]), int(features.shape[3])
 
 
+def _too_small(trunk: nn.Module, config: ModelConfig, reason: str) -> ModelError:
+    smallest = _smallest_side(trunk, config)
+    takes = f", which takes at least {smallest}x{smallest} pixels" if smallest else f" ({reason})"
+    return ModelError(
+        f"images of {describe_shape(config.image_shape)} are too small for {config.name}{takes}: enlarge them "
+        "(--image-size)"
+    )
+
+
 def _smallest_side(trunk: nn.Module, config: ModelConfig) -> int | None:
-    """The smallest side of square images that the trunk takes; None above 64."""
+    """The smallest side of square images that the trunk accepts; None above 64."""
     with torch.no_grad(), torch.random.fork_rng([]):
         for side in range(min(config.image_shape[1:]) + 1, 65):
             parameter = next(trunk.parameters(), torch.zeros(()))
@@ -83,6 +89,6 @@ def _smallest_side(trunk: nn.Module, config: ModelConfig) -> int | None:
 
 
 def describe_shape(shape: tuple[int, ...] | torch.Size) -> str:
-    """An image shape (channels, height, width) in words."""
+    """A readable image shape (channels, height, width)."""
     channels, height, width = shape
     return f"{height}x{width} pixels with {channels} channel{'s' if channels > 1 else ''}"

@@ -54,9 +54,7 @@ def build_timm_trunk(config: ModelConfig, name: str, stage: int | None = None, *
         ) from error
     arguments = {"pretrained": False, "features_only": True, "in_chans": config.image_shape[0], **options}
     try:
-        with torch.device("meta"):  # to know its stages
-            features: Any = timm.create_model(name, **arguments)
-        strides: list[int] = list(features.feature_info.reduction())
+        strides = _strides(timm, name, arguments)
         if stage is None:
             stage = _choose_stage(strides, config.image_shape[1:])
         elif not -1 <= stage < len(strides):
@@ -68,6 +66,17 @@ def build_timm_trunk(config: ModelConfig, name: str, stage: int | None = None, *
     except Exception as error:  # timm raises errors of many types for names and options
         raise ModelError(f"--trunk timm:{name}: {' '.join(str(error).split())}") from error
     return TimmTrunk(backbone, stage)
+
+
+def _strides(timm: Any, name: str, arguments: dict[str, Any]) -> list[int]:
+    """How much smaller than the image each feature map of a backbone is."""
+    try:
+        with torch.device("meta"):
+            backbone = timm.create_model(name, **arguments)
+    except NotImplementedError:  # older versions of timm compute with weights when they build some backbones
+        with torch.device("cpu"), torch.random.fork_rng([]):
+            backbone = timm.create_model(name, **arguments)
+    return list(backbone.feature_info.reduction())
 
 
 def _choose_stage(strides: list[int], size: tuple[int, int]) -> int:

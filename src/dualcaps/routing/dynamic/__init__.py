@@ -38,12 +38,12 @@ def route_dynamic(
 
     Args:
         votes: see `dualcaps.route`.
-        iterations: how often the couplings are computed, at least 1. With 1 they are uniform.
+        iterations: number of times the couplings are computed, at least 1. With 1 they are uniform.
         squash_constant: k > 0 of the squash.
         update: "accumulate" adds the agreement to the logits (Eq. 7); "replace" overwrites them, as the
-            Keras example does on purpose.
+            Keras example does.
         implementation: "triton" (one fused kernel, CUDA), "eager" (any device) or "reference" (loops,
-            very slow); "auto" is "triton" where `why_not_triton` gives no reason against it.
+            very slow); "auto" is "triton" if `why_not_triton` returns None.
         couplings: whether to return the couplings, which costs memory with "triton".
         trace: a list to which logits, couplings and poses of each iteration are appended, computed by "eager".
 
@@ -81,9 +81,9 @@ def route_children(
 ) -> Routing:
     """Dynamic routing of the votes `u_j|i = transform[j] @ children[i]` without computing them.
 
-    The same as `route` of these votes but for rounding, in memory that does not grow with the
-    parents' dimension. Every step is linear in the votes but the softmax and the squash, so
-    children are coupled first and the sums transformed.
+    Equal to `route` of these votes up to rounding, in memory that does not grow with the parents'
+    dimension. All steps except the softmax and the squash are linear in the votes, so the children are
+    coupled first and the sums transformed.
 
     Args:
         children: the vector of each child; sums over them are float32 at least.
@@ -101,7 +101,7 @@ def route_children(
 
 
 def why_not_triton(votes: Tensor) -> str | None:
-    """The reason why the fused kernel cannot route these votes; None where it can."""
+    """The reason why the fused kernel cannot route these votes, or None if it can."""
     if votes.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return f"the votes are on {votes.device.type}, the kernel runs on CUDA"
     if votes.dtype not in (torch.float32, torch.bfloat16, torch.float16):

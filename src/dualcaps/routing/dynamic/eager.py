@@ -1,4 +1,4 @@
-"""Dynamic routing with whole-tensor operations: any device, any float type; the default."""
+"""Dynamic routing by tensor operations, for any device and float type; the default."""
 
 import torch
 from jaxtyping import Float
@@ -43,7 +43,7 @@ def route_eager(
     """
     votes = votes.to(torch.promote_types(votes.dtype, torch.float32)).contiguous()
     batch, parents, children, _ = votes.shape
-    # Zero logits couple every child to all parents alike, so the first sum needs no softmax.
+    # Zero logits give uniform couplings, so the first sum needs no softmax.
     couplings = votes.new_full((batch, parents, children), 1 / parents)
     poses = squash(votes.sum(dim=2) / parents, squash_constant)
     logits = None

@@ -1,7 +1,7 @@
-"""Dynamic routing of votes that are never made: couple the children first, transform the sums.
+"""Dynamic routing without explicit votes: couple the children first, then transform the sums.
 
 Where all children share one linear map, û_j|i = W_j x_i, both steps of an iteration can go through W:
-`s_j = sum_i c_ij û_j|i = W_j sum_i c_ij x_i` and `û_j|i . w_j = x_i . (W_j^T w_j)`. What is held are
+`s_j = sum_i c_ij û_j|i = W_j sum_i c_ij x_i` and `û_j|i . w_j = x_i . (W_j^T w_j)`. Memory holds
 [B, J, N] couplings and [B, J, Q] sums instead of [B, J, N, D] votes.
 """
 

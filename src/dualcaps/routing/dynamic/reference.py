@@ -1,6 +1,6 @@
-"""Eqs. 1-7 of the paper as loops over scalars: the truth that the fast versions are held to.
+"""Eqs. 1-7 of the paper as loops over scalars: the reference that the fast versions are tested against.
 
-Never optimised. Every sum and exponential of the equations is one Python statement.
+Never optimised: every sum and exponential of the equations is one Python statement.
 """
 
 import torch

@@ -1,16 +1,16 @@
-"""Dynamic routing on CUDA: all iterations in one kernel forward and one backward.
+"""Dynamic routing on CUDA: all iterations in one forward and one backward kernel.
 
-A program routes one sample. Logits are never stored: with `update="accumulate"` those of iteration t
+Each program routes one sample. Logits are never stored: with `update="accumulate"` those of iteration t
 are `û_j|i . w_j`, where w is the sum of the poses so far, and with "replace" w is the last pose; so an
-iteration reads the votes once, and what stays between iterations are the sums s_t, [J, D] numbers each.
-Backward computes the couplings anew from the s_t and writes the votes' gradient in a last pass.
-Sums are float32 whatever the votes are.
+iteration reads the votes once, and only the sums s_t, [J, D] elements each, are kept between iterations.
+The backward kernel recomputes the couplings from the s_t and writes the votes' gradient in a last pass.
+Sums are float32 for every type of votes.
 
-Where the parents of one child fill more than a tile, an iteration reads the votes twice: once for the
+If the parents of one child do not fit into a tile, an iteration reads the votes twice: once for the
 softmax's denominator, once for the sums.
 """
 
-# Triton's types say nothing of what its compiler takes.
+# Triton's annotations do not describe what its compiler accepts.
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
 
 from typing import Any
@@ -24,9 +24,9 @@ from torch import Tensor
 from dualcaps.config import Update
 
 LARGEST_DIM = 4096
-"""Parents' numbers that a tile can hold."""
-_TILE = 2048  # numbers of a tile of votes; larger ones spill registers on compute capability 9.0
-_NUMBERS_A_WARP = 256
+"""Largest dimension of the poses that fits into a tile."""
+_TILE = 2048  # elements of a tile of votes; larger tiles spill registers on compute capability 9.0
+_ELEMENTS_PER_WARP = 256
 
 
 @triton.jit
@@ -46,7 +46,7 @@ def _squash_backward(sums, gradient, constant):
 
 @triton.jit
 def _targets(sums, iteration: tl.constexpr, size, numbers, mask, constant, ACCUMULATE: tl.constexpr):
-    """What the votes are compared with in an iteration after the first."""
+    """The vectors that the votes are compared with in iterations after the first."""
     if ACCUMULATE:
         targets = _squash(tl.load(sums + numbers, mask, 0.0), constant)
         for earlier in tl.static_range(1, iteration):
@@ -58,7 +58,7 @@ def _targets(sums, iteration: tl.constexpr, size, numbers, mask, constant, ACCUM
 
 @triton.jit
 def _tile(votes, parents, children, dims, stride_j, stride_n, stride_d, J, N, D):
-    """A tile of votes and what of it there is."""
+    """A tile of votes, its addresses and its mask."""
     mask = (parents < J)[:, None, None] & (children < N)[None, :, None] & (dims < D)[None, None, :]
     places = parents[:, None, None] * stride_j + children[None, :, None] * stride_n + dims[None, None, :] * stride_d
     return tl.load(votes + places, mask, 0.0).to(tl.float32), places, mask
@@ -72,7 +72,7 @@ def _logits(tile, targets, parents, J):
 
 @triton.jit
 def _couple(logits, norms, children, N, WHOLE: tl.constexpr):
-    """The softmax over the parents; its denominators' logarithms are in `norms` where a tile lacks some."""
+    """The softmax over the parents; `norms` holds the log denominators if a tile has only some of the parents."""
     if WHOLE:
         weights = tl.exp(logits - tl.max(logits, axis=0)[None, :])
         return weights / tl.sum(weights, axis=0)[None, :]
@@ -179,7 +179,7 @@ def _coupled_again(
     COUPLINGS_GRADIENT: tl.constexpr,
     WHOLE: tl.constexpr,
 ):
-    """Of a tile in an iteration: targets, gradient of the sums, couplings, gradient of the couplings."""
+    """Targets, gradient of the sums, couplings and their gradient for a tile in one iteration."""
     numbers = parents[:, None] * D + dims[None, :]
     known = (parents < J)[:, None] & (dims < D)[None, :]
     targets = _targets(sums, iteration, J * D, numbers, known, constant, ACCUMULATE)
@@ -194,7 +194,7 @@ def _coupled_again(
 
 @triton.jit
 def _logits_gradient(coupled, gradient, shares, children, N, WHOLE: tl.constexpr):
-    """The softmax backward; what the parents share is in `shares` where a tile lacks some."""
+    """The softmax backward; `shares` holds the sums over the parents if a tile has only some of them."""
     if WHOLE:
         shared = tl.sum(coupled * gradient, axis=0)
     else:
@@ -377,7 +377,7 @@ def _blocks(votes: Tensor) -> dict[str, Any]:
         "BLOCK_J": block_j,
         "BLOCK_N": block_n,
         "BLOCK_D": block_d,
-        "num_warps": max(1, min(16, block_j * block_n * block_d // _NUMBERS_A_WARP)),
+        "num_warps": max(1, min(16, block_j * block_n * block_d // _ELEMENTS_PER_WARP)),
     }
 
 

@@ -1,4 +1,4 @@
-"""What an experiment is: networks as variants of registered ones, and the data sets they are trained on."""
+"""Experiment cards: networks as variants of registered ones, and the data sets they are trained on."""
 
 import functools
 import math
@@ -15,11 +15,11 @@ from dualcaps.registry import DATASETS
 
 
 class DataKey(NamedTuple):
-    """Which images, whatever they are called.
+    """The identity of a data set.
 
     source: a data set's name, or the name of a folder or file of own images.
-    split: how training and test images are told apart; "" for the data set's own way.
-    place: tells own images of one name in several places apart; "" for data sets.
+    split: how test images are chosen; "" for the data set's default.
+    place: distinguishes own images of the same name in several places; "" for named data sets.
     """
 
     source: str
@@ -33,12 +33,12 @@ class DataKey(NamedTuple):
 
 @dataclass(frozen=True)
 class Variant:
-    """A network and where it differs from the defaults of its name: the identity of networks in a study.
+    """A registered network and its differing switches: the identity of networks in a study.
 
     Attributes:
         model: the registered name.
         switches: fields of `ModelConfig`, or options, that differ from the name's defaults, in the order of the
-            fields; others are left out, so that a variant is equal to itself however it is written.
+            fields. Switches equal to their defaults are dropped, so that equal networks compare equal.
     """
 
     model: str
@@ -53,7 +53,7 @@ class Variant:
 
     @classmethod
     def of(cls, config: ModelConfig) -> "Variant":
-        """The variant that a configuration is, whatever images it is for."""
+        """The variant of a configuration, independent of image shape and classes."""
         usual = default_switches(config.name)
         return cls(config.name, (*((name, getattr(config, name)) for name in usual), *config.options))
 
@@ -62,7 +62,7 @@ class Variant:
 
     @property
     def plain(self) -> bool:
-        """Whether it has the defaults of its name."""
+        """Whether all switches have their defaults."""
         return not self.switches
 
     def configure(self, image_shape: tuple[int, int, int], classes: int) -> ModelConfig:
@@ -72,7 +72,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Matched:
-    """A network widened until it has as many parameters as another one.
+    """A network widened to have as many parameters as another.
 
     Attributes:
         variant: the network.
@@ -86,7 +86,7 @@ class Matched:
         return f"{self.variant}, as large as {self.other}"
 
     def configure(self, image_shape: tuple[int, int, int], classes: int) -> ModelConfig:
-        """The configuration of the width that comes nearest."""
+        """The configuration with the nearest number of parameters."""
         width = width_to_match(self.variant.model, self.other.model, image_shape, classes)
         return variant(self.variant.model, **dict(self.variant.switches), width=width).configure(image_shape, classes)
 
@@ -98,7 +98,7 @@ def variant(model: str, **switches: Any) -> Variant:
 
 @functools.cache
 def width_to_match(model: str, other: str, image_shape: tuple[int, int, int], classes: int) -> int:
-    """The width with which `model` comes nearest to the number of parameters of `other`."""
+    """The width at which `model` has the number of parameters nearest to that of `other`."""
 
     def count(name: str, **switches: Any) -> int:
         return count_parameters(build_on_meta(configure(name, image_shape, classes, **switches)))
@@ -118,17 +118,17 @@ Place = tuple[str, Split | Literal[""]]
 
 @dataclass(frozen=True)
 class Experiment:
-    """A card: what is asked, on what, with which networks, and what the paper prints.
+    """A card: the question, data sets, networks, and the paper's answer.
 
     Attributes:
-        asks: the question, in words.
+        asks: the question.
         printed: the paper's answer.
-        networks: what is trained.
-        data: on which data sets, each with its split ("" for the set's own).
-        any_data: whether other data sets, own images too, can be asked for.
-        control: whether it is a control, which the paper does not have.
-        hours: that 5 seeds of 100 epochs with both protocols take, two runs at a time on 2 cores of an Intel
-            Xeon with AMX: an estimate from epochs that were measured there.
+        networks: the networks to train.
+        data: data sets, each with its split ("" for the default).
+        any_data: whether other data sets, own images included, can be chosen.
+        control: whether it is a control that the paper does not have.
+        hours: estimated duration of 5 seeds of 100 epochs with both protocols, two runs at a time on 2 cores of
+            an Intel Xeon with AMX, from measured epochs.
     """
 
     asks: str

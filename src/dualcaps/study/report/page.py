@@ -1,4 +1,4 @@
-"""A report's Markdown as one HTML page that holds everything it shows."""
+"""Renders a report's Markdown as one self-contained HTML page."""
 
 import base64
 import re
@@ -18,12 +18,12 @@ class _Heading(NamedTuple):
 def make_page(text: str, pictures: Sequence[Picture]) -> str:
     """Render the Markdown, with the pictures inside the page.
 
-    Tables scroll sideways on small screens, headings of the second level can be linked to, and cells that begin
-    with a verdict have its class.
+    Tables scroll horizontally on small screens, headings of the second level have anchors, and cells that begin
+    with a verdict get its CSS class.
 
     Args:
         text: Markdown that begins with a heading of the first level.
-        pictures: the pictures that it shows as `figures/<name>`.
+        pictures: the pictures that it refers to as `figures/<name>`.
     """
     import jinja2
     from markdown_it import MarkdownIt

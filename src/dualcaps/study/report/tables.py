@@ -1,4 +1,4 @@
-"""How numbers, names and tables are written."""
+"""Formatting of numbers, names and tables."""
 
 import math
 import re
@@ -24,31 +24,31 @@ NETWORKS = (CNN, CAPSNET, CONV_ATT, CAPS_ATT, DA_CAPSNET, Variant("sabour-capsne
 
 
 def conditions(table: Cells) -> list[tuple[DataKey, str]]:
-    """Data sets and protocols that something was run on."""
+    """Data sets and protocols with finished runs."""
     data_sets = in_order({data for data, _, _ in table}, DATA)
     pairs = {(data, protocol) for data, _, protocol in table}
     return [(data, protocol) for data in data_sets for protocol in PROTOCOLS if (data, protocol) in pairs]
 
 
 def networks_of(table: Cells, data: DataKey, protocol: str) -> set[Variant]:
-    """Networks that something was run with."""
+    """Networks with finished runs on a data set with a protocol."""
     return {network for where, network, how in table if (where, how) == (data, protocol)}
 
 
 def in_order(keys: Iterable[_Key], known: Sequence[_Key]) -> list[_Key]:
-    """Keys in a known order, others behind them by name."""
+    """Keys in a known order, followed by others by name."""
     return sorted(keys, key=lambda key: (known.index(key) if key in known else len(known), str(key)))
 
 
 def named(data: DataKey, records: Records) -> str:
-    """A data set with what its files are."""
+    """A data set's display name with a description of its files."""
     files = files_of(data, records)
     label = records.labels[data] if data in records.labels else str(data)
     return plain(label if files in ("", OFFICIAL) else f"{label}, {files}")
 
 
 def files_of(data: DataKey, records: Records) -> str:
-    """What a data set's files are; "" where there are none that could be official."""
+    """A description of a data set's files; "" if there are no official ones."""
     official = {record.official for record in records.runs if record.data == data} - {None}
     copy = records.copies.get(data.source)
     other = copy.name if copy else "not the official files"
@@ -56,7 +56,7 @@ def files_of(data: DataKey, records: Records) -> str:
 
 
 def plain(text: str) -> str:
-    """Text whose characters mean nothing in Markdown."""
+    """Text with Markdown's special characters escaped."""
     return re.sub(r"([\\`*_\[\]<>#!|&])", r"\\\1", text)
 
 
@@ -68,9 +68,9 @@ def mean_and_std(cell: Cell, of: Callable[[Record], float] = accuracy) -> str:
 
 
 def points(interval: Interval, *, count: bool = True) -> str:
-    """A difference in points with its interval, bold where that does not hold zero."""
+    """A difference in points with its interval, in bold if the interval excludes zero."""
     n = f", n = {interval.n}" if count else ""
-    mean = f"{round(interval.mean, 2) + 0.0:+.2f}".replace("-", "−")  # no difference is not below zero
+    mean = f"{round(interval.mean, 2) + 0.0:+.2f}".replace("-", "−")  # + 0.0 turns -0.0 into 0.0
     if math.isinf(interval.low):
         return f"{mean} (n = {interval.n})"
     alike = math.isclose(interval.low, interval.high, abs_tol=2e-3)  # records keep six digits
@@ -91,7 +91,7 @@ def verdict_text(finding: Finding) -> str:
 
 
 def file_name(data: DataKey) -> str:
-    """A data set's name as a part of a file's name, never the same for two."""
+    """A data set's name as a unique part of a file name."""
     text = f"{data} [{data.place}]" if data.place else str(data)
     plain = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
     return plain if data in DATA else f"{plain}-{zlib.crc32(text.encode('utf-8', 'surrogateescape')):08x}"

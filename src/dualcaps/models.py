@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import warnings
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -211,7 +212,7 @@ class CapsNet(Network):
         parents = config.num_classes
         self.trunk = build_trunk(config, {name: options[name] for name in options if _is_of_trunk(name, config)})
         if config.trunk_weights is not None:
-            load_trunk_weights(self.trunk, config.trunk_weights)
+            warnings.warn(load_trunk_weights(self.trunk, config.trunk_weights), stacklevel=2)
         channels, rows, columns = feature_shape(self.trunk, config)
         if config.votes == "position":
             if channels % _SABOUR_CHILD_DIM:

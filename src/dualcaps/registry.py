@@ -210,11 +210,11 @@ def _register(
     lacks: tuple[str, ...] = (),
 ) -> Callable[[_T], _T]:
     def decorate(value: _T) -> _T:
-        if name in registry:
+        module = getattr(value, "__module__", None) or "__main__"
+        origin = _origins[-1] if _origins else "dualcaps" if module.partition(".")[0] == "dualcaps" else module
+        if name in registry and not origin == registry[name].origin == "__main__":  # a notebook's cell may run again
             raise ConfigError(f"{kind} {name!r} is already registered by {registry[name].origin}: choose another name")
-        module = getattr(value, "__module__", "")
-        origin = "dualcaps" if module.partition(".")[0] == "dualcaps" else module
-        registry[name] = Entry(value, _origins[-1] if _origins else origin, dict(defaults or {}), lacks)
+        registry[name] = Entry(value, origin, dict(defaults or {}), lacks)
         return value
 
     return decorate

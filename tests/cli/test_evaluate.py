@@ -51,6 +51,9 @@ def test_evaluation_is_written_as_pictures_and_tables(run_cli: Callable, run: Pa
         mistakes = list(csv.DictReader(file))
     assert len(mistakes) == wrong > 0
     assert all(line["true class"] != line["predicted class"] for line in mistakes)
+    assert all(
+        Path(line["file"]).is_file() and Path(line["file"]).parent.name == line["true class"] for line in mistakes
+    )
     lengths = [float(line["predicted length"]) for line in mistakes]
     assert lengths == sorted(lengths, reverse=True)
     assert all(float(line["true length"]) <= float(line["predicted length"]) for line in mistakes)

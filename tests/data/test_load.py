@@ -195,3 +195,17 @@ def test_a_stratified_split_takes_its_part_of_every_class():
     kept, held = stratified_split(labels, 0.1, 0, ("a", "b", "c"))
     assert sorted([*kept, *held]) == list(range(112))
     assert np.bincount(labels[held]).tolist() == [10, 1, 1]
+
+
+def test_every_image_keeps_the_name_of_its_file(shapes_folder: Path):
+    damaged = shapes_folder / "down" / "03.png"
+    damaged.write_bytes(damaged.read_bytes()[:60])
+    for _ in range(2):  # read, and mapped from the cache
+        data = load_data(shapes_folder, skip_damaged=True)
+        for split in (data.train, data.validation, data.test, data.train + data.test):
+            assert split.files is not None
+            for image, label, file in zip(split.images, split.labels, split.files, strict=True):
+                assert Path(file).parent.name == data.classes[label]
+                np.testing.assert_array_equal(image[0], np.asarray(Image.open(file)))
+        assert str(damaged) not in (data.train + data.validation + data.test).files
+    assert load_data("digits").test.files is None

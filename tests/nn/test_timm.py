@@ -48,10 +48,12 @@ def test_pretrained_weights_come_from_a_local_file(timm: ModuleType, tmp_path: P
     safetensors.torch.save_file(pretrained.state_dict(), tmp_path / "resnet18.safetensors")
     torch.manual_seed(1)
     options: dict[str, Any] = {"trunk": "timm:resnet18", "trunk_weights": str(tmp_path / "resnet18.safetensors")}
-    model: Any = create_model("capsnet", (3, 64, 64), 3, **options)
+    with pytest.warns(UserWarning, match=r"(\d+) of the trunk's \1 tensors loaded from .*resnet18\.safetensors$"):
+        model: Any = create_model("capsnet", (3, 64, 64), 3, **options)
     torch.testing.assert_close(model.trunk.backbone.layer2[0].conv1.weight, pretrained.layer2[0].conv1.weight)
     torch.testing.assert_close(model.trunk.backbone.bn1.running_mean, pretrained.bn1.running_mean)
-    grey: Any = create_model("capsnet", (1, 64, 64), 3, **options)  # its first convolution stays as it was drawn
+    with pytest.warns(UserWarning, match=r"initialised: conv1\.weight$"):
+        grey: Any = create_model("capsnet", (1, 64, 64), 3, **options)
     torch.testing.assert_close(grey.trunk.backbone.layer1[0].conv1.weight, pretrained.layer1[0].conv1.weight)
 
 

@@ -147,10 +147,11 @@ def _write(found: "RunEvaluation", out: Path) -> list[str]:
     ]
     lines = io.StringIO()
     writer = csv.writer(lines, lineterminator="\n")
-    writer.writerow(["image", "true class", "predicted class", "predicted length", "true length"])
+    files = found.split.files or [""] * len(images)
+    writer.writerow(["image", "file", "true class", "predicted class", "predicted length", "true length"])
     for image, truth, guess, lengths in mistakes:
         own = lengths[evaluation.labels[image]]
-        writer.writerow([image, truth, guess, f"{lengths.max():.4f}", f"{own:.4f}"])
+        writer.writerow([image, files[image], truth, guess, f"{lengths.max():.4f}", f"{own:.4f}"])
     write_text(out / "mistakes.csv", lines.getvalue())
     written = ["evaluation.json", "confusion.png", "mistakes.csv"]
     if not mistakes:

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ import numpy as np
 
 from dualcaps.runs.files import write_json, write_with
 
-FORMAT = 3
+FORMAT = 4
 """Version of the packs' layout and of image decoding; older packs are ignored."""
 
 _KEPT_SECONDS = 90 * 24 * 3600
@@ -40,6 +40,7 @@ class Content(NamedTuple):
     official: whether the files are the official ones; None if there are no official files.
     notes: see `ImageDataset.notes`.
     value_range: the pixel values of black and white, if the images are not 8-bit.
+    files: for each part the file of each image, relative to `Source.folder`; None if images have no files of their own.
     """
 
     parts: dict[str, tuple[np.ndarray, np.ndarray]]
@@ -47,6 +48,7 @@ class Content(NamedTuple):
     official: bool | None
     notes: tuple[str, ...] = ()
     value_range: tuple[float, float] | None = None
+    files: Mapping[str, tuple[str, ...]] | None = None
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,11 @@ class Source:
     options: dict[str, Any]
     read: Callable[[], Content]
     notes: tuple[str, ...] = ()
+
+    @property
+    def folder(self) -> str:
+        """The folder that contains all files."""
+        return os.path.commonpath([file.parent for file in self.files]) if self.files else ""
 
 
 def load_packed(source: Source, cache: Path) -> tuple[Content, str]:
@@ -181,6 +188,7 @@ def _write(folder: Path, content: Content) -> None:
         "official": content.official,
         "notes": content.notes,
         "value_range": content.value_range,
+        "files": content.files,
         "sha256": hash_content(content),
     }
     write_json(folder / "meta.json", meta)
@@ -205,6 +213,7 @@ def _open(folder: Path) -> tuple[Content, str]:
         meta["official"],
         tuple(meta["notes"]),
         None if value_range is None else (value_range[0], value_range[1]),
+        None if meta["files"] is None else {part: tuple(names) for part, names in meta["files"].items()},
     )
     return content, meta["sha256"]
 
@@ -234,9 +243,9 @@ def _fingerprint(source: Source) -> str:
 
 def _content_key(source: Source) -> str:
     digest = hashlib.sha256(json.dumps([FORMAT, source.options], sort_keys=True).encode())
-    common = os.path.commonpath([file.parent for file in source.files]) if source.files else ""
+    folder = source.folder
     for file in source.files:
-        digest.update(f"{os.path.relpath(file, common)}\0{file.stat().st_size}\0".encode("utf-8", "surrogateescape"))
+        digest.update(f"{os.path.relpath(file, folder)}\0{file.stat().st_size}\0".encode("utf-8", "surrogateescape"))
         with file.open("rb") as stream:
             while piece := stream.read(1 << 20):
                 digest.update(piece)

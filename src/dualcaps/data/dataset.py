@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -31,6 +31,7 @@ class ImageSplit:
         images: channels first, 0 to 255; an array is converted.
         labels: class numbers from 0, int64; an array or list is converted.
         classes: class names in the order of the labels, if they are known.
+        files: the file of each image, if the images were read from files of their own.
 
     Raises:
         DataError: images that are not uint8 [N, C, H, W], or labels that are not N whole numbers.
@@ -39,6 +40,7 @@ class ImageSplit:
     images: UInt8[Tensor, "count channels height width"]
     labels: Int[Tensor, "count"]
     classes: tuple[str, ...] | None = None
+    files: tuple[str, ...] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         images = torch.from_numpy(self.images) if isinstance(self.images, np.ndarray) else self.images
@@ -63,11 +65,12 @@ class ImageSplit:
 
     def __add__(self, other: "ImageSplit") -> "ImageSplit":
         images, labels = torch.cat([self.images, other.images]), torch.cat([self.labels, other.labels])
-        return ImageSplit(images, labels, self.classes)
+        files = None if self.files is None or other.files is None else self.files + other.files
+        return ImageSplit(images, labels, self.classes, files)
 
     def to(self, device: torch.device) -> "ImageSplit":
         """The same images on a device."""
-        return ImageSplit(self.images.to(device), self.labels.to(device), self.classes)
+        return dataclasses.replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
 
 @dataclass(frozen=True)
@@ -332,18 +335,21 @@ def split_arrays(
     provenance: dict[str, Any],
     value_range: ValueRange | None = None,
     notes: tuple[str, ...] = (),
+    files: Mapping[str, Sequence[str]] | None = None,
 ) -> ImageDataset:
     """Make a data set of labelled images; missing parts are split off from the training images.
 
     Args:
         parts: uint8 [N, C, H, W] and labels of "train" and optionally "test" and "validation".
         classes, config, name, flip, batch_size, provenance, value_range, notes: see `ImageDataset`.
+        files: by part, the file of each image.
         together: number of successive images that stay in one part, such as the two of a stereo pair.
 
     Raises:
         DataError: a class with too few images.
     """
     parts = dict(parts)
+    named = {} if files is None else {part: np.array(files[part], object) for part in parts}
     for part, fraction in (("test", config.test), ("validation", config.validation)):
         if part not in parts and fraction is not None:
             images, labels = parts["train"]
@@ -353,7 +359,12 @@ def split_arrays(
                 raise DataError(f"{config.source or name}: {error}") from error
             kept, held = ((which[:, None] * together + np.arange(together)).ravel() for which in chosen)
             parts["train"], parts[part] = (images[kept], labels[kept]), (images[held], labels[held])
-    splits = {part: to_split(*parts[part], classes) for part in ("train", "validation", "test")}
+            if named:
+                named["train"], named[part] = named["train"][kept], named["train"][held]
+    splits = {
+        part: to_split(*parts[part], classes, tuple(named[part]) if named else None)
+        for part in ("train", "validation", "test")
+    }
     return ImageDataset(
         name,
         **splits,
@@ -371,10 +382,12 @@ def split_arrays(
     )
 
 
-def to_split(images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> ImageSplit:
+def to_split(
+    images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...], files: tuple[str, ...] | None = None
+) -> ImageSplit:
     """Convert arrays to a split; tensors share memory with contiguous, writable arrays."""
     writable = torch.from_numpy(np.require(images, requirements=["C", "W"]))
-    return ImageSplit(writable, torch.from_numpy(np.asarray(labels, np.int64)), classes)
+    return ImageSplit(writable, torch.from_numpy(np.asarray(labels, np.int64)), classes, files)
 
 
 def _describe(value: Any) -> str:

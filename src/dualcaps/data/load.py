@@ -57,7 +57,7 @@ def load_data(source: str | Path = "digits", *, download: bool = True, **options
         return _from_plugin(config)
     images, found = _find(config, download=download)
     content, sha256 = load_packed(images, cache_folder())
-    return _dataset(config, content, sha256, found, images.notes)
+    return _dataset(config, content, sha256, found, images)
 
 
 def complete_config(source: str | Path, **options: Any) -> DataConfig:
@@ -111,7 +111,7 @@ def _from_plugin(config: DataConfig) -> ImageDataset:
     return dataclasses.replace(loaded, name=config.source, config=config, provenance=provenance)
 
 
-def _dataset(config: DataConfig, content: Content, sha256: str, found: str, notes: tuple[str, ...]) -> ImageDataset:
+def _dataset(config: DataConfig, content: Content, sha256: str, found: str, source: Source) -> ImageDataset:
     """Make a data set from content: split it and convert its channels."""
     card = data_set(config.source) if _is_named(config) else None
     channels = config.channels or (card.channels if card else None)
@@ -132,7 +132,13 @@ def _dataset(config: DataConfig, content: Content, sha256: str, found: str, note
             "sha256_format_1": hashlib.sha256(json.dumps(identity).encode()).hexdigest(),
         },
         value_range=content.value_range,
-        notes=_shadow_note(config) + notes + content.notes,
+        notes=_shadow_note(config) + source.notes + content.notes,
+        files={
+            part: [os.path.join(display_path(source.folder), name) for name in names]
+            for part, names in content.files.items()
+        }
+        if content.files is not None
+        else None,
     )
     if channels == 3 and data.image_shape[0] == 1:
         parts = {
@@ -178,7 +184,7 @@ def check_data(source: str | Path, **options: Any) -> tuple[ImageDataset, list[C
         return "official" if is_official(card, path) else "not official"
 
     files = [CheckedFile(path, checksum(path), verdict(path)) for path in images.files]
-    return _dataset(config, content, hash_content(content), found, images.notes), files
+    return _dataset(config, content, hash_content(content), found, images), files
 
 
 class SourceInfo(NamedTuple):
@@ -324,7 +330,8 @@ def load_labelled(
     folders = part_folders(root)
     by_class = list_classes(folders.get("test", folders.get("train", folders.get("validation", root))))
     _check_known(by_class, classes, root)
-    return to_split(*read_labelled(by_class, classes, image_shape, value_range), classes)
+    files = tuple(display_path(path) for paths in by_class.values() for path in paths)
+    return to_split(*read_labelled(by_class, classes, image_shape, value_range), classes, files)
 
 
 def _check_known(found: Iterable[str], classes: tuple[str, ...], root: Path) -> None:

@@ -74,8 +74,7 @@ def mean_interval(values: Sequence[float]) -> Interval:
     mean, n = statistics.fmean(values), len(values)
     if n == 1:
         return Interval(mean, -math.inf, math.inf, 1)
-    half = _quantile(n - 1) * statistics.stdev(values) / math.sqrt(n)
-    return Interval(mean, mean - half, mean + half, n)
+    return _interval(mean, statistics.stdev(values) / math.sqrt(n), n - 1, n)
 
 
 def difference(ours: Mapping[int, float], baseline: Mapping[int, float]) -> Interval:
@@ -102,14 +101,14 @@ def difference(ours: Mapping[int, float], baseline: Mapping[int, float]) -> Inte
     if variance == 0:
         return Interval(mean, mean, mean, n)
     freedom = variance**2 / sum(part**2 / (len(v) - 1) for part, v in zip(parts, (first, second), strict=True))
-    half = _quantile(freedom) * math.sqrt(variance)
+    return _interval(mean, math.sqrt(variance), freedom, n)
+
+
+def _interval(mean: float, standard_error: float, freedom: float, n: int) -> Interval:
+    from scipy.stats import t  # takes a moment to import
+
+    half = float(t.ppf(0.5 + CONFIDENCE / 2, freedom)) * standard_error
     return Interval(mean, mean - half, mean + half, n)
-
-
-def _quantile(freedom: float) -> float:
-    from scipy.special import stdtrit  # takes a moment to import
-
-    return float(stdtrit(freedom, 0.5 + CONFIDENCE / 2))
 
 
 def spread(values: Sequence[float]) -> float | None:

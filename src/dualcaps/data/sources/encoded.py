@@ -27,7 +27,7 @@ def relevant_options(config: DataConfig) -> dict[str, object]:
 
 def read_encoded(
     parts: Mapping[str, tuple[Sequence[Encoded], np.ndarray]], config: DataConfig, name: str
-) -> tuple[Labelled, ValueRange | None, tuple[str, ...]]:
+) -> tuple[Labelled, ValueRange | None, tuple[str, ...], dict[str, np.ndarray]]:
     """Read the image files, or their contents, of all parts at a common shape.
 
     Args:
@@ -36,7 +36,8 @@ def read_encoded(
         name: used in messages for the data set, and for images that are given by their content.
 
     Returns:
-        Images and labels by part, the range of values that images of more than 8 bits were scaled from, and notes.
+        Images and labels by part, the range of values that images of more than 8 bits were scaled from, notes,
+        and by part which images were kept.
 
     Raises:
         DataError: images that cannot be read, unless they are to be skipped; the message names all of them.
@@ -62,13 +63,14 @@ def read_encoded(
     if unread:
         notes += (f"{len(unread):,} damaged image files left out: {_named(unread)}",)
     read: Labelled = {}
+    kept: dict[str, np.ndarray] = {}
     start = 0
     for part, (encoded, labels) in parts.items():
-        kept = np.array([number not in unread for number in range(start, start + len(encoded))], bool)
+        kept[part] = np.array([number not in unread for number in range(start, start + len(encoded))], bool)
         own = pixels[start : start + len(encoded)]
-        read[part] = (own, labels) if kept.all() else (own[kept], labels[kept])
+        read[part] = (own, labels) if kept[part].all() else (own[kept[part]], labels[kept[part]])
         start += len(encoded)
-    return read, value_range if inspected.deep else None, notes
+    return read, value_range if inspected.deep else None, notes, kept
 
 
 def _damaged(unread: Mapping[int, str], count: int, name: str) -> str:

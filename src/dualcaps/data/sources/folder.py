@@ -84,7 +84,8 @@ def own_source(path: Path, config: DataConfig) -> Source:
     files = [file for by_class in listed.values() for images in by_class.values() for file in images]
     notes += (f"{len(files):,} image files used{_reasons(skipped)}",)
     relevant = {"own": True, **relevant_options(config)}
-    return Source(files, relevant, lambda: _read_folder(root, listed, classes, config), notes)
+    source = Source(files, relevant, lambda: _read_folder(root, source.folder, listed, classes, config), notes)
+    return source
 
 
 def list_classes(folder: Path, skipped: Counter[str] | None = None) -> dict[str, list[Path]]:
@@ -270,7 +271,7 @@ def read_labelled(
 
 
 def _read_folder(
-    root: Path, listed: dict[str, dict[str, list[Path]]], classes: tuple[str, ...], config: DataConfig
+    root: Path, common: str, listed: dict[str, dict[str, list[Path]]], classes: tuple[str, ...], config: DataConfig
 ) -> Content:
     parts = {
         part: (
@@ -279,8 +280,14 @@ def _read_folder(
         )
         for part, by_class in listed.items()
     }
-    read, value_range, notes = read_encoded(parts, config, display_path(root))
+    read, value_range, notes, kept = read_encoded(parts, config, display_path(root))
     for label, name in enumerate(classes):
         if not (read["train"][1] == label).any():
             raise DataError(f"{display_path(root)}: no image of class {name} can be read: replace them")
-    return Content(read, classes, None, notes, value_range)
+    files = {
+        part: tuple(
+            display_path(os.path.relpath(path, common)) for path, keep in zip(paths, kept[part], strict=True) if keep
+        )
+        for part, (paths, _) in parts.items()
+    }
+    return Content(read, classes, None, notes, value_range, files)

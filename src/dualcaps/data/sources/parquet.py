@@ -41,7 +41,7 @@ def _read(parts: Mapping[str, Sequence[Path]], config: DataConfig) -> Content:
     classes, numbers = number_labels(labels, names, first)
     notes = () if names is not None else (f"classes are the {len(classes)} distinct labels",)
     together = {part: (images, numbers[part]) for part, images in encoded.items()}
-    read, value_range, found = read_encoded(together, config, first)
+    read, value_range, found, _ = read_encoded(together, config, first)
     return Content(read, classes, None, notes + found, value_range)
 
 

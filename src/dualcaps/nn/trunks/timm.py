@@ -94,7 +94,7 @@ def load_trunk_weights(trunk: nn.Module, path: str) -> str:
         path: the file.
 
     Returns:
-        How many tensors were loaded and left out, in words.
+        A sentence on how many tensors were loaded and which keep their initial values.
 
     Raises:
         ModelError: the file cannot be read, or no tensor fits.
@@ -118,7 +118,9 @@ def load_trunk_weights(trunk: nn.Module, path: str) -> str:
         raise ModelError(f"--trunk-weights {path}: none of its {len(weights)} tensors fits the trunk")
     with torch.no_grad():
         target.load_state_dict(fitting, strict=False)
-    return f"{len(fitting)} of the trunk's {len(own)} tensors loaded from {path}"
+    initial = [name for name in own if name not in fitting]
+    others = f"; initialised: {', '.join(initial[:4])}{' …' if len(initial) > 4 else ''}" if initial else ""
+    return f"{len(fitting)} of the trunk's {len(own)} tensors loaded from {path}{others}"
 
 
 def _words(name: str) -> tuple[str, ...]:

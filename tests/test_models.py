@@ -2,13 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dualcaps import MODELS, ModelError, count_parameters, create_model
+from dualcaps import MODELS, ModelError, Network, count_parameters, create_model, route, wrap_module
 from dualcaps.models import describe
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "parameter_counts.json").read_text())
@@ -161,3 +162,89 @@ def test_images_of_another_shape_and_a_missing_decoder_are_refused():
         model(torch.rand(2, 3, 12, 12))
     with pytest.raises(ModelError, match="no decoder"):
         model.reconstruct(torch.rand(2, 3, 16))
+
+
+def lengths_without_gradients(model: Network, images: torch.Tensor) -> torch.Tensor:
+    with torch.inference_mode():
+        return model.eval()(images).lengths
+
+
+@pytest.mark.parametrize("name", ["capsnet", "da-capsnet", "cnn"])
+def test_hooks_on_every_module_are_called_and_change_the_answer(name: str):
+    torch.manual_seed(0)
+    model = create_model(name, (1, 20, 20), 3)
+    images = torch.rand(2, 1, 20, 20)
+    plain = lengths_without_gradients(model, images)
+    parts = ["trunk.conv1", "trunk.relu1", "trunk.conv2", "trunk.relu2"]
+    parts += ["classifier"] if name == "cnn" else ["votes", "votes.transform", "caps_attention", "routing"]
+    for part in parts:
+        called = []
+        hook = model.get_submodule(part).register_forward_hook(lambda *_, called=called: called.append(1))
+        torch.testing.assert_close(lengths_without_gradients(model, images), plain, atol=1e-5, rtol=0)
+        assert called == [1], part
+        hook.remove()
+    zeroed = model.get_submodule("trunk.relu1").register_forward_hook(lambda module, inputs, output: 0 * output)
+    assert (lengths_without_gradients(model, images) - plain).abs().max() > 1e-3
+    with torch.enable_grad():
+        torch.testing.assert_close(model.eval()(images).lengths.detach(), lengths_without_gradients(model, images))
+    zeroed.remove()
+    gradients = []
+    model.get_submodule("trunk.conv1").register_full_backward_hook(lambda *arguments: gradients.append(arguments))
+    model(images.requires_grad_()).lengths.sum().backward()
+    assert len(gradients) == 1
+
+
+class Leaky(torch.nn.ReLU):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.leaky_relu(input, 0.5)
+
+
+def test_replaced_layers_are_used_with_and_without_gradients():
+    torch.manual_seed(0)
+    model: Any = create_model("capsnet", (1, 20, 20), 3).eval()
+    images = torch.rand(2, 1, 20, 20)
+    plain = lengths_without_gradients(model, images)
+    model.trunk.relu1 = Leaky()
+    changed = lengths_without_gradients(model, images)
+    assert (changed - plain).abs().max() > 1e-4
+    torch.testing.assert_close(model(images).lengths.detach(), changed, atol=1e-5, rtol=0)
+    model.votes.transform = torch.nn.Sequential(model.votes.transform, torch.nn.Tanh())
+    torch.testing.assert_close(
+        model(images).lengths.detach(), lengths_without_gradients(model, images), atol=1e-5, rtol=0
+    )
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "cnn"])
+def test_intermediates_are_the_parts_that_make_the_answer(name: str):
+    torch.manual_seed(0)
+    model: Any = create_model(name, (1, 28, 28), 4).eval()
+    images = torch.randint(256, (3, 1, 28, 28), dtype=torch.uint8)
+    found = model(images, intermediates=True)
+    plain = model(images)
+    torch.testing.assert_close(found.lengths, plain.lengths, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found.poses, plain.poses, atol=1e-5, rtol=1e-4)
+    if model.config.conv_attention:
+        gated = found.features * (1 + found.conv_gates[:, :, None, None])
+        torch.testing.assert_close(found.gated_features, gated)
+    else:
+        assert found.conv_gates is None
+    if model.config.caps_attention != "none":
+        torch.testing.assert_close(found.gated_votes, found.votes * (1 + found.caps_gates))
+    else:
+        assert found.caps_gates is None
+    routed = route(found.gated_votes, squash_constant=model.config.squash_constant, couplings=True)
+    torch.testing.assert_close(found.couplings, routed.couplings)
+    assert [len(found.iterations), len(found.iterations[0].logits.unique())] == [3, 1]
+    torch.testing.assert_close(found.iterations[-1].couplings, found.couplings)
+
+
+def test_a_wrapped_module_is_a_network_and_its_output_is_checked():
+    module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 5))
+    model = wrap_module(module, (1, 8, 8), 5)
+    images = torch.randint(256, (3, 1, 8, 8), dtype=torch.uint8)
+    torch.testing.assert_close(model(images).lengths, module(images / 255).softmax(dim=1))
+    loss = model.loss(model(images), torch.tensor([0, 1, 2]))
+    torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(module(images / 255), torch.tensor([0, 1, 2])))
+    with pytest.raises(ModelError, match=r"Sequential must return logits \[batch, classes\] = \(3, 7\), got \(3, 5\)"):
+        wrap_module(module, (1, 8, 8), 7)(images)
+    assert wrap_module(module, (1, 8, 8), 5, name="mine").config.name == "mine"

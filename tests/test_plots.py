@@ -5,6 +5,7 @@ import io
 import numpy as np
 from PIL import Image
 
+from dualcaps import plots
 from dualcaps.plots import accuracy_bands, image_rows, image_strip, learning_curves, png, strip_rows, svg
 
 
@@ -74,3 +75,28 @@ def test_strips_hold_the_images_pixel_for_pixel():
     figure = strip_rows({"input": strip, "drawn": 255 - strip})
     assert [axes.get_ylabel() for axes in figure.axes] == ["input", "drawn"]
     np.testing.assert_array_equal(figure.axes[1].images[0].get_array(), 255 - strip)
+
+
+NAMES = ["$a_$b", "100 % {x}^2", "多云", "emoji \U0001f98a", "half \udcff", "a very long class name " * 4, "ok"]
+
+
+def test_any_class_name_can_be_drawn():
+    images = np.random.default_rng(0).random((len(NAMES), 8, 8, 1))
+    confusion = np.arange(len(NAMES) ** 2).reshape(len(NAMES), -1)
+    history = [{"epoch": 1, "loss": 1.0, "train_accuracy": 0.5, "test_accuracy": 0.5}]
+    for figure in (
+        plots.image_rows(dict.fromkeys(NAMES, images), NAMES, NAMES[0]),
+        plots.labelled_images(images, NAMES),
+        plots.confusion_matrix(confusion, NAMES),
+        plots.learning_curves(history, "test", 1, NAMES[4]),
+        plots.accuracy_bands({name: np.full((2, 3), 50.0) for name in NAMES}),
+    ):
+        assert plots.png(figure).startswith(b"\x89PNG")
+        assert b"<svg" in plots.svg(figure)
+
+
+def test_no_class_is_missing_from_a_large_confusion_matrix():
+    names = [f"class {number}" for number in range(60)]
+    figure = plots.confusion_matrix(np.eye(60, dtype=int), names)
+    (axes,) = figure.axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == names

@@ -183,6 +183,10 @@ def load_model(run: str | Path | Run, device: str = "auto", *, model: Network | 
         RunError: the folder is missing, incomplete, damaged or from another version.
         ModelError: its network, trunk or routing method is not registered.
         ConfigError: the device is not available on this machine.
+
+    Example:
+        >>> model = load_model("runs/digits-da-capsnet-seed0")  # doctest: +SKIP
+        >>> predict(model, images).argmax(dim=1)  # doctest: +SKIP
     """
     opened = run if isinstance(run, Run) else Run.open(run)
     if model is None:
@@ -357,6 +361,13 @@ def evaluate(
 
     Raises:
         DataError: no images, or labels of unknown classes.
+
+    Example:
+        >>> data = load_data("digits")
+        >>> model = create_model("capsnet", data.image_shape, len(data.classes), width=8)
+        >>> evaluation = evaluate(model, data.test)
+        >>> int(evaluation.confusion.sum())
+        359
     """
     if not len(split):
         raise DataError("no images to evaluate on")

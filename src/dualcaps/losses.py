@@ -47,7 +47,12 @@ def reconstruction_loss(
     reconstructions: Float[Tensor, "batch channels height width"],
     images: Float[Tensor, "batch channels height width"],
 ) -> Float[Tensor, ""]:
-    """Sum of squared differences over an image's values, both in [0, 1]; the mean over the batch."""
+    """Sum of squared differences over an image's values, both in [0, 1]; the mean over the batch.
+
+    Example:
+        >>> reconstruction_loss(torch.zeros(2, 1, 2, 2), torch.full((2, 1, 2, 2), 0.5))
+        tensor(1.)
+    """
     return (reconstructions - images).square().flatten(1).sum(dim=1).mean()
 
 

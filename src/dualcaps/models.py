@@ -484,7 +484,12 @@ def build_model(config: ModelConfig) -> Network:
 
 
 def list_models() -> list[str]:
-    """Names of all registered networks, those of installed plug-ins included."""
+    """Names of all registered networks, including those of installed plug-ins.
+
+    Example:
+        >>> "da-capsnet" in list_models()
+        True
+    """
     load_entry_points()
     return list(MODELS)
 
@@ -515,7 +520,12 @@ def describe_switches(switches: Mapping[str, Any]) -> list[str]:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """The number of parameters of a module."""
+    """The number of parameters of a module.
+
+    Example:
+        >>> count_parameters(create_model("capsnet", (1, 28, 28), 10, decoder=False))
+        156608
+    """
     return sum(parameter.numel() for parameter in model.parameters())
 
 

@@ -72,6 +72,14 @@ def register_model(name: str, *, lacks: tuple[str, ...] = (), **defaults: Any) -
 
     Raises:
         ConfigError: the name is already registered.
+
+    Example:
+        >>> @register_model("my-network", decoder=False)
+        ... def my_network(config):
+        ...     module = nn.Sequential(nn.Flatten(), nn.Linear(784, config.num_classes))
+        ...     return wrap_module(module, config.image_shape, config.num_classes)
+        >>> create_model("my-network", (1, 28, 28), 10)(torch.zeros(2, 1, 28, 28)).lengths.shape
+        torch.Size([2, 10])
     """
     return _register(MODELS, "model", name, defaults, lacks)
 
@@ -86,6 +94,12 @@ def register_trunk(name: str) -> Callable[[_T], _T]:
 
     Raises:
         ConfigError: the name is already registered.
+
+    Example:
+        >>> @register_trunk("my-trunk")
+        ... def my_trunk(config, channels=16):
+        ...     return nn.Conv2d(config.image_shape[0], channels, 7, stride=4)
+        >>> model = create_model("capsnet", (1, 28, 28), 10, trunk="my-trunk", channels=32)
     """
     return _register(TRUNKS, "trunk", name)
 
@@ -101,6 +115,13 @@ def register_routing(name: str) -> Callable[[_T], _T]:
 
     Raises:
         ConfigError: the name is already registered.
+
+    Example:
+        >>> @register_routing("my-routing")
+        ... def route_by_mean(votes, scale=1.0):
+        ...     return Routing(squash(scale * votes.mean(dim=2)))
+        >>> route(torch.ones(2, 10, 100, 16), method="my-routing", scale=2.0).parents.shape
+        torch.Size([2, 10, 16])
     """
     return _register(ROUTING_METHODS, "routing method", name)
 
@@ -114,6 +135,14 @@ def register_dataset(name: str) -> Callable[[_T], _T]:
 
     Raises:
         ConfigError: the name is already registered.
+
+    Example:
+        >>> @register_dataset("my-data")
+        ... def my_data(config):
+        ...     images = np.arange(60 * 144, dtype=np.uint8).reshape(60, 12, 12)
+        ...     return ImageDataset.from_arrays(images, ["even", "odd"] * 30)
+        >>> load_data("my-data")
+        ImageDataset('my-data', 2 classes of 12x12x1: 44 training, 4 validation, 12 test images)
     """
     return _register(DATASETS, "data set", name)
 
@@ -126,6 +155,14 @@ def register_experiment(name: str) -> Callable[[_T], _T]:
 
     Raises:
         ConfigError: the name is already registered.
+
+    Example:
+        >>> from dualcaps.study.experiments import Experiment, variant
+        >>> @register_experiment("my-experiment")
+        ... def my_experiment():
+        ...     networks = (variant("capsnet"), variant("capsnet", routing="em"))
+        ...     question = "Does EM routing help?"
+        ...     return Experiment(question, "not in the paper", networks, data=(("digits", ""),), hours=1)
     """
     return _register(EXPERIMENTS, "experiment", name)
 
@@ -149,10 +186,15 @@ def lookup(registry: dict[str, Entry], kind: str, name: str) -> Entry:
 
 
 def load_plugin(path: str | Path) -> None:
-    """Import a Python file that registers parts of its own; a file imported before is left alone.
+    """Import a Python file that registers networks, trunks, routing methods, data sets or experiments.
+
+    A file is imported only once.
 
     Raises:
-        ConfigError: there is no such file, or importing it fails.
+        ConfigError: the file does not exist, or importing it fails.
+
+    Example:
+        >>> load_plugin("examples/my_routing.py")  # doctest: +SKIP
     """
     file = Path(path).resolve()
     if file in _plugin_files:

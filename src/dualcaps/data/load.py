@@ -134,7 +134,7 @@ def _dataset(config: DataConfig, content: Content, sha256: str, found: str, sour
         value_range=content.value_range,
         notes=_shadow_note(config) + source.notes + content.notes,
         files={
-            part: [os.path.join(display_path(source.folder), name) for name in names]
+            part: [str(Path(display_path(source.folder)) / name) for name in names]
             for part, names in content.files.items()
         }
         if content.files is not None

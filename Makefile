@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 
-.PHONY: train test quick results clean
+.PHONY: train test quick test-oldest test-newest results clean
 
 train: .venv/.installed  ## train da-capsnet on the embedded digits and show the result
 	$(BIN)/dualcaps train digits --epochs 40
@@ -17,6 +17,17 @@ quick: .venv/.installed-dev  ## lint, and the tests of what was changed since th
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pytest -n auto -m "not slow" $$($(BIN)/python tests/changed.py)
+
+test-oldest:  ## the tests with the oldest versions that pyproject.toml allows
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet uv
+	.venv-oldest/bin/uv pip install --quiet --python .venv-oldest --resolution lowest-direct --editable '.[dev]'
+	.venv-oldest/bin/pytest -n auto
+
+test-newest:  ## the tests with the newest versions of everything
+	$(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install --quiet --upgrade --editable '.[dev]'
+	.venv-newest/bin/pytest -n auto
 
 results: .venv/.installed  ## the paper's tables and figures again, from the committed records
 	$(BIN)/dualcaps report results/paper --out results/paper
@@ -33,4 +44,4 @@ results: .venv/.installed  ## the paper's tables and figures again, from the com
 	touch .venv/.installed $@
 
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-oldest .venv-newest

@@ -4,6 +4,7 @@ Throughput is reported only after outputs match the plain implementation.
 """
 
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -308,13 +309,18 @@ def estimate_operations(model: Network) -> float:
 
 def peak_memory() -> float:
     """Peak memory of this process in megabytes."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        import resource
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux, where getrusage counts the parent's memory too
+        return (
+            next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM:")) / 1024
+        )
+    import psutil
 
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
+    if (peak := getattr(psutil.Process().memory_info(), "peak_wset", None)) is not None:  # Windows
+        return peak / 2**20
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def _wait(device: torch.device) -> None:

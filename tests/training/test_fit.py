@@ -188,7 +188,7 @@ def test_resuming_with_another_network_or_other_images_is_refused(
 
 def test_an_existing_folder_is_not_trained_into(data: ImageDataset, tmp_path: Path):
     train(data, tmp_path / "run")
-    with pytest.raises(RunError, match="exists already: go on with --resume"):
+    with pytest.raises(RunError, match="exists already: continue with --resume"):
         train(data, tmp_path / "run")
 
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -21,7 +21,7 @@ from dualcaps.data.dataset import ImageSplit
 from dualcaps.errors import ConfigError, DualcapsError
 from dualcaps.inference import choose_device, choose_precision, predict
 from dualcaps.losses import margin_loss, reconstruction_loss
-from dualcaps.models import CapsOutput, Network, build_model, create_model
+from dualcaps.models import CNN, CapsNet, CapsOutput, Network, build_model, create_model
 from dualcaps.nn import PositionVotes
 from dualcaps.training.step import TrainingStep
 
@@ -291,19 +291,35 @@ def estimate_operations(model: Network) -> float:
 
     def count(layer: nn.Module, _: object, output: Tensor) -> None:
         nonlocal total
-        if isinstance(layer, PositionVotes):
-            total += 2 * layer.transform.numel()
-        elif isinstance(layer, nn.Conv2d | nn.Linear):
-            total += 2 * layer.weight[0].numel() * output.numel()
+        total += 2 * layer.get_parameter("weight")[0].numel() * output.numel()
 
-    layers = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.Linear | PositionVotes)]
-    hooks = [layer.register_forward_hook(count) for layer in layers]
-    with torch.inference_mode():
-        output = model.eval()(torch.zeros(1, *model.config.image_shape, device="meta"))
-        if model.decoder is not None:
-            model.reconstruct(output.poses, torch.zeros(1, dtype=torch.int64, device="meta"))
-    for hook in hooks:
-        hook.remove()
+    def run(part: Callable[[Tensor], Any], inside: nn.Module, kinds: tuple[type[nn.Module], ...]) -> Any:
+        layers = [layer for layer in inside.modules() if isinstance(layer, kinds)]
+        hooks = [layer.register_forward_hook(count) for layer in layers]
+        with torch.inference_mode():
+            output = part(torch.zeros(1, *model.config.image_shape, device="meta"))
+        for hook in hooks:
+            hook.remove()
+        return output
+
+    model.eval()
+    if not isinstance(model, CapsNet | CNN):
+        run(model, model, (nn.Conv2d, nn.Linear))
+        return 3.0 * total
+    # Behind the trunk a layer's cost follows from how often it is applied, much faster than by running it.
+    run(model.trunk, model.trunk, (nn.Conv2d, nn.Linear))
+    applied = {"trunk": 0}
+    if isinstance(model, CapsNet):
+        votes = model.config.num_classes * model.num_children
+        applied |= {
+            "votes": model.num_children,
+            "caps_attention": votes if model.config.caps_attention == "shared" else 1,
+        }
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Linear):
+            total += 2 * layer.weight.numel() * applied.get(name.partition(".")[0], 1)
+        elif isinstance(layer, PositionVotes):
+            total += 2 * layer.transform.numel()
     return 3.0 * total
 
 

@@ -205,6 +205,9 @@ class CapsNet(Network):
     Args:
         config: the configuration.
         **options: options of the trunk and of the routing method, by name.
+
+    Attributes:
+        num_children: number of child capsules.
     """
 
     def __init__(self, config: ModelConfig, **options: Any) -> None:
@@ -227,6 +230,7 @@ class CapsNet(Network):
         else:
             self.votes = GridVotes(channels, parents, PARENT_DIM)
             children = rows * columns
+        self.num_children = children
         self.conv_attention = ConvAttention(channels, config.gate) if config.conv_attention else nn.Identity()
         self.caps_attention = (
             nn.Identity()

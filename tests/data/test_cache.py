@@ -161,3 +161,12 @@ def test_two_processes_packing_at_once_both_read_right(shapes_folder: Path):
     assert len(answers) == 1
     assert answers.pop().startswith("27 ")
     assert len(list((Path(os.environ["XDG_CACHE_HOME"]) / "dualcaps" / "packs").glob("[!.]*"))) == 1
+
+
+def test_the_common_folder_of_many_files_is_found_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    source = Source([tmp_path / "a" / f"{number}.png" for number in range(50)], {}, lambda: None)
+    calls: list[int] = []
+    original = os.path.commonpath
+    monkeypatch.setattr(os.path, "commonpath", lambda paths: calls.append(1) or original(paths))
+    assert {source.folder for _ in range(50)} == {str(tmp_path / "a")}
+    assert calls == [1]

@@ -8,6 +8,7 @@ hashed again but not decoded again. A pack appears complete, by a rename, or not
 process at a time writes it. Packs not opened for 90 days are removed.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -67,7 +68,7 @@ class Source:
     read: Callable[[], Content]
     notes: tuple[str, ...] = ()
 
-    @property
+    @functools.cached_property
     def folder(self) -> str:
         """The folder that contains all files."""
         return os.path.commonpath([file.parent for file in self.files]) if self.files else ""

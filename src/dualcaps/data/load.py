@@ -115,6 +115,7 @@ def _dataset(config: DataConfig, content: Content, sha256: str, found: str, sour
     """Make a data set from content: split it and convert its channels."""
     card = data_set(config.source) if _is_named(config) else None
     channels = config.channels or (card.channels if card else None)
+    folder = display_path(source.folder)
     # The identity of data and split in runs of format 1.
     identity = [sha256, channels, config.validation, config.test, config.split_seed]
     data = split_arrays(
@@ -133,12 +134,9 @@ def _dataset(config: DataConfig, content: Content, sha256: str, found: str, sour
         },
         value_range=content.value_range,
         notes=_shadow_note(config) + source.notes + content.notes,
-        files={
-            part: [str(Path(display_path(source.folder)) / name) for name in names]
-            for part, names in content.files.items()
-        }
-        if content.files is not None
-        else None,
+        files=None
+        if content.files is None
+        else {part: [f"{folder}{os.sep}{name}" for name in names] for part, names in content.files.items()},
     )
     if channels == 3 and data.image_shape[0] == 1:
         parts = {

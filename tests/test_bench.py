@@ -20,7 +20,7 @@ def test_the_plain_network_is_the_same_network(name: str):
     check_parity(model, CPU, "bfloat16")
 
 
-def test_another_network_gets_no_speed(monkeypatch: pytest.MonkeyPatch):
+def test_no_speed_is_reported_for_different_outputs(monkeypatch: pytest.MonkeyPatch):
     model = create_model("capsnet", (1, 20, 20), 3)
     forward = PlainCapsNet.forward
     monkeypatch.setattr(PlainCapsNet, "forward", lambda self, images: forward(self, images.flip(3)))

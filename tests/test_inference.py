@@ -96,7 +96,7 @@ def test_a_damaged_file_among_many_is_named(run: Path, shapes_folder: Path, tmp_
         predict_files(load_model(run), [*files, tmp_path / "cut.png", *files], batch_size=4)
 
 
-def test_damaged_files_can_be_noted_and_cost_no_other(run: Path, shapes_folder: Path, tmp_path: Path):
+def test_damaged_files_can_be_collected_without_stopping(run: Path, shapes_folder: Path, tmp_path: Path):
     model, files = load_model(run), sorted(shapes_folder.rglob("*.png"))[:9]
     whole = predict_files(model, files)
     unread: dict[int, str] = {}

@@ -72,7 +72,7 @@ def test_the_two_columns_of_table_3_end_in_a_10x10_grid_of_128_channels():
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_an_image_is_seen_the_same_alone_and_among_256(name: str):
+def test_an_image_has_the_same_output_alone_and_in_a_batch(name: str):
     torch.manual_seed(0)
     model = create_model(name).eval()
     images = torch.rand(256, 1, 28, 28)
@@ -121,7 +121,7 @@ def test_a_network_is_described_by_what_differs_from_its_name():
     assert describe(other.config) == "capsnet, with extra_conv, iterations 1, update replace, no decoder"
 
 
-def test_reconstruction_takes_the_predicted_class_unless_told():
+def test_reconstruction_uses_the_predicted_class_by_default():
     model = create_model("capsnet", (1, 12, 12), 3)
     output = model(torch.rand(4, 1, 12, 12))
     predicted = output.lengths.argmax(dim=1)

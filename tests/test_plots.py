@@ -50,7 +50,7 @@ def test_bands_are_mean_and_standard_deviation_over_the_runs():
     assert [text.get_text() for text in legend.get_texts()] == ["capsnet", "cnn"]
 
 
-def test_a_network_has_the_same_colour_whatever_it_is_drawn_with():
+def test_a_network_has_the_same_colour_in_all_pictures():
     runs = np.array([[80.0, 90.0]])
     (axes,) = accuracy_bands({"capsnet": runs, "da-capsnet": runs, "cnn": runs}).axes
     (fewer,) = accuracy_bands({"of my own": runs, "da-capsnet": runs}).axes

@@ -12,7 +12,7 @@ import pytest
 from .messages import assert_one_line
 
 
-def test_a_damaged_image_costs_no_other_prediction(run_cli: Callable, run: Path, shapes: Path, tmp_path: Path):
+def test_a_damaged_image_does_not_stop_other_predictions(run_cli: Callable, run: Path, shapes: Path, tmp_path: Path):
     (tmp_path / "cut.png").write_bytes((shapes / "down" / "03.png").read_bytes()[:60])
     command = ("predict", run, tmp_path / "cut.png", shapes / "down")
     said = run_cli(*command)

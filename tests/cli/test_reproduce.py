@@ -69,18 +69,18 @@ def test_a_data_set_that_is_missing_does_not_stop_the_others(run_cli: Callable, 
     assert said.code == 1
     assert "left out: svhn: files not found" in said.err
     assert "of 5 runs done, 0 failed" in said.out
-    assert "the same command goes on" in said.out
+    assert "the same command continues" in said.out
     assert_one_line(run_cli(*command[:4], "--seeds", 1), "nothing to run: svhn: files not found")
 
 
-def test_an_interrupted_grid_says_how_to_go_on(run_cli: Callable, monkeypatch: pytest.MonkeyPatch, shapes: Path):
+def test_an_interrupted_grid_says_how_to_continue(run_cli: Callable, monkeypatch: pytest.MonkeyPatch, shapes: Path):
     def interrupted(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("dualcaps.study.scheduler.reproduce", interrupted)
     said = run_cli("reproduce", "control-update", "--datasets", shapes, "--seeds", 1)
     assert said.code == 130
-    assert said.err == "dualcaps: interrupted; the same command goes on\n"
+    assert said.err == "dualcaps: interrupted; the same command continues\n"
 
 
 @pytest.mark.parametrize(

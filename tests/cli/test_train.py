@@ -211,14 +211,14 @@ def test_out_of_memory_is_one_line(run_cli: Callable, monkeypatch: pytest.Monkey
     assert_one_line(run_cli("train", "digits"), "out of memory", "--batch-size")
 
 
-def test_an_interrupted_training_says_how_to_go_on(run_cli: Callable, monkeypatch: pytest.MonkeyPatch, shapes: Path):
+def test_an_interrupted_training_says_how_to_continue(run_cli: Callable, monkeypatch: pytest.MonkeyPatch, shapes: Path):
     def interrupted(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("dualcaps.training.fit.fit", interrupted)
     said = run_cli("train", shapes, "--out", "my run")
     assert said.code == 130
-    assert said.err.endswith(f"dualcaps: interrupted; to go on: dualcaps train {shapes} --out 'my run' --resume\n")
+    assert said.err.endswith(f"dualcaps: interrupted; to continue: dualcaps train {shapes} --out 'my run' --resume\n")
 
 
 def test_a_bug_is_not_reported_as_invalid_input(run_cli: Callable, monkeypatch: pytest.MonkeyPatch):

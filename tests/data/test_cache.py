@@ -110,7 +110,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(file: Path, tmp_path: Pa
     assert not [path for path in (tmp_path / "cache" / "packs").iterdir() if path.is_dir()]
 
 
-def test_packs_that_nobody_opens_go_when_another_is_made(file: Path, tmp_path: Path):
+def test_unused_packs_are_removed_when_another_is_made(file: Path, tmp_path: Path):
     cache = tmp_path / "cache"
     sources = [Source([file], {"n": n}, make_source(file).read) for n in range(4)]
     for source in sources[:3]:

@@ -238,7 +238,7 @@ def test_cifar_is_the_same_in_all_its_forms(tmp_path: Path):
     assert cifar10.read_tar(path, CIFAR_PYTHON) == dict.fromkeys(CIFAR_PYTHON, b"content")
 
 
-def test_svhn_s_ten_is_zero_and_its_images_keep_their_sides(tmp_path: Path):
+def test_svhn_label_ten_is_zero_and_images_keep_their_orientation(tmp_path: Path):
     path = tmp_path / "train_32x32.mat"
     for compressed in (False, True):
         path.write_bytes(corpus.mat_bytes(compressed=compressed, y=np.array([[1], [10], [9], [2]], np.uint8)))
@@ -247,7 +247,7 @@ def test_svhn_s_ten_is_zero_and_its_images_keep_their_sides(tmp_path: Path):
         np.testing.assert_array_equal(images, corpus.cifar_images(4)[0])
 
 
-def test_smallnorb_s_cameras_follow_each_other(tmp_path: Path):
+def test_cameras_of_smallnorb_alternate(tmp_path: Path):
     pairs = np.random.default_rng(0).integers(0, 256, (5, 2, 96, 96), dtype=np.uint8)
     path = tmp_path / "x-dat.mat.gz"
     path.write_bytes(gzip.compress(corpus.norb_bytes(pairs)))

@@ -133,7 +133,7 @@ def test_parts_of_its_own_are_kept(shapes_folder: Path, tmp_path: Path):
         load_data(root)
 
 
-def test_size_and_channels_are_inferred_and_can_be_told(shapes_folder: Path):
+def test_size_and_channels_are_inferred_or_given(shapes_folder: Path):
     Image.new("RGB", (12, 12), "red").save(shapes_folder / "down" / "red.png")
     assert load_data(shapes_folder).image_shape == (3, 12, 12)
     Image.new("L", (100, 20)).save(shapes_folder / "down" / "long.png")

@@ -113,7 +113,7 @@ def test_smallnorb(tmp_path: Path):
     assert torch.equal(both.validation.images[::2], left.validation.images)
 
 
-def test_smallnorb_s_novel_viewpoints(tmp_path: Path):
+def test_novel_viewpoints_of_smallnorb(tmp_path: Path):
     files, pairs = norb_files(packed=False)
     root = put(tmp_path / "smallnorb", files)
     elevation = load_data("smallnorb", data_dir=root, split="elevation")

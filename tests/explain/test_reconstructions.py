@@ -30,7 +30,7 @@ def test_one_image_a_class_is_reconstructed_from_its_predicted_pose():
         assert axes.get_title() == (title if truth == guess else f"{title}\n(predicted {model.classes[guess]})")
 
 
-def test_the_error_is_the_mean_square_over_all_images_whatever_the_batch(monkeypatch: pytest.MonkeyPatch):
+def test_the_error_is_the_mean_square_over_all_images_for_any_batch_size(monkeypatch: pytest.MonkeyPatch):
     torch.manual_seed(0)
     model = create_model("da-capsnet", (1, 12, 12), 4)
     part = ImageSplit(torch.randint(256, (20, 1, 12, 12), dtype=torch.uint8), torch.arange(20) % 4)

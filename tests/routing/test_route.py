@@ -189,7 +189,7 @@ def test_the_kernel_without_couplings_and_of_no_samples():
     assert route(votes[:0], implementation="triton").parents.shape == (0, 3, 5)
 
 
-def test_reasons_against_the_kernel_are_told():
+def test_why_not_triton_gives_the_reason():
     assert why_not_triton(torch.zeros(1, 1, 1, 1, device=DEVICE)) is None
     assert "float64" in str(why_not_triton(torch.zeros(1, 1, 1, 1, dtype=torch.float64, device=DEVICE)))
     assert "4097" in str(why_not_triton(torch.zeros(1, 1, 1, 4097, device=DEVICE)))

@@ -45,14 +45,14 @@ def test_the_most_telling_runs_come_first():
     assert not {run.name.partition(" on ")[0] for run in first[10:]} & own
 
 
-def test_what_experiments_have_in_common_is_run_once():
+def test_runs_shared_by_experiments_are_run_once():
     together, _ = plan_runs(["attention", "control-routing", "control-update"], data_sets=["digits"], seeds=1)
     names = [run.name for run in together]
     # Three iterations and accumulation are what the networks have anyway.
     assert len(names) == len(set(names)) == 2 * (5 + 4 + 2)
 
 
-def test_a_data_set_that_is_nowhere_is_left_out_and_named():
+def test_a_data_set_that_is_not_found_is_left_out_and_named():
     planned, missing = plan_runs(["table-4"], seeds=1, training=QUICK, data_sets=["svhn"])
     assert planned == []
     assert missing[0].run == "svhn"
@@ -123,7 +123,7 @@ def test_a_run_leaves_a_record_and_strips_of_its_reconstructions(shapes_folder: 
 
 
 @pytest.mark.slow
-def test_a_failing_run_is_noted_and_the_others_go_on(shapes_folder: Path, tmp_path: Path):
+def test_a_failing_run_is_recorded_and_the_others_continue(shapes_folder: Path, tmp_path: Path):
     planned = plan(shapes_folder, networks=1, seeds=2, protocols=["clean"])
     out = tmp_path / "out"
     broken = out / planned[0].folder
@@ -178,7 +178,7 @@ class Hours:
 
 
 @pytest.mark.slow
-def test_a_budget_stops_what_is_under_way_and_the_next_call_goes_on_with_it(
+def test_a_budget_stops_runs_in_progress_and_the_next_call_resumes_them(
     shapes_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     out, hours = tmp_path / "out", Hours(monkeypatch)
@@ -234,7 +234,7 @@ def test_two_grids_in_one_folder_are_refused(shapes_folder: Path, tmp_path: Path
         reproduce(plan(shapes_folder, seeds=1), tmp_path, on_progress=lambda _: None)
 
 
-def test_folders_of_one_name_are_told_apart_and_stay_inside(shapes_folder: Path, tmp_path: Path, monkeypatch):
+def test_folders_of_the_same_name_are_distinguished(shapes_folder: Path, tmp_path: Path, monkeypatch):
     for place in ("x", "y"):
         shutil.copytree(shapes_folder, tmp_path / place / "pets.v1")
     options = {"seeds": 1, "protocols": ["clean"], "training": QUICK}
@@ -251,7 +251,7 @@ def test_folders_of_one_name_are_told_apart_and_stay_inside(shapes_folder: Path,
     assert "lr-0.1" in str(other.folder)
 
 
-def test_own_images_that_changed_are_trained_on_anew(shapes_folder: Path, tmp_path: Path):
+def test_changed_own_images_need_a_new_run(shapes_folder: Path, tmp_path: Path):
     images = tmp_path / "images"
     shutil.copytree(shapes_folder, images)
     run, *_ = plan(images, seeds=1, protocols=["clean"])

@@ -77,7 +77,7 @@ def test_csv_files_give_the_same_records(trained: Path, tmp_path: Path):
     assert read_records([tmp_path / "out", trained]).runs == records.runs  # merged, not doubled
 
 
-def test_a_run_that_is_not_finished_is_named_and_a_stranger_s_file_is_not(trained: Path):
+def test_an_unfinished_run_is_named_and_other_files_are_ignored(trained: Path):
     (trained / "seed-1" / "result.json").unlink()
     (trained / "seed-1" / "copy" / "config.json").write_text("{}")
     half_made = trained / ".seed-2.abcd"
@@ -147,7 +147,7 @@ def test_own_images_are_taken_for_no_data_set_and_not_for_others_of_their_name(t
     assert read_records([tmp_path / "again"]).runs == again.runs
 
 
-def test_why_a_run_failed_is_told_before_that_it_is_not_finished(trained: Path):
+def test_the_reason_of_a_failure_takes_precedence_over_not_finished(trained: Path):
     (trained / "seed-1" / "result.json").unlink()
     name = "da-capsnet, gate sigmoid on shapes, clean, 2 epochs, seed 1"
     with (trained / "failures.jsonl").open("a") as file:
@@ -167,7 +167,7 @@ def test_why_a_run_failed_is_told_before_that_it_is_not_finished(trained: Path):
         ("config.json", None, "seed-0", "seed-0: incomplete run folder (config.json is missing)"),
     ],
 )
-def test_a_damaged_run_costs_no_other_and_is_named(trained: Path, file: str, content: str | None, name, reason):
+def test_a_damaged_run_is_named_and_does_not_affect_others(trained: Path, file: str, content: str | None, name, reason):
     (trained / "seed-0" / file).unlink()
     if content is not None:
         (trained / "seed-0" / file).write_text(content)
@@ -178,7 +178,7 @@ def test_a_damaged_run_costs_no_other_and_is_named(trained: Path, file: str, con
     assert dict(records.failures)[name].endswith(": remove the run's folder and train again")
 
 
-def test_a_damaged_note_of_failures_costs_no_more_than_its_lines(trained: Path):
+def test_damaged_lines_of_the_list_of_failures_are_reported(trained: Path):
     with (trained / "failures.jsonl").open("a") as file:
         file.write('not json\n[]\n{"run": "capsnet on shapes", "reason": "odd"}\n')
     failures = dict(read_records([trained]).failures)

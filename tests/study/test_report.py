@@ -163,7 +163,7 @@ def test_only_what_is_shown_of_the_reconstructions_is_kept(reported: Path):
     }
 
 
-def test_what_a_person_keeps_in_a_folder_is_left_alone(reported: Path, tmp_path: Path):
+def test_files_that_are_not_of_a_report_are_preserved(reported: Path, tmp_path: Path):
     for folder, name in (("figures", "my-photo.png"), ("strips", "notes.txt"), ("strips/mine", "a.txt")):
         (reported / folder).mkdir(exist_ok=True)
         (reported / folder / name).write_text("mine")
@@ -241,7 +241,7 @@ def test_runs_that_never_left_chance_are_named(tmp_path: Path):
     assert "chance count like all others: cnn on fashion-mnist, paper, 3 epochs, seed 0 (11.90 %).\n" in text
 
 
-def test_a_difference_of_nothing_is_not_below_zero(tmp_path: Path):
+def test_a_zero_difference_has_no_minus_sign(tmp_path: Path):
     members = [record("capsnet", seed=seed, accuracies=[80.004]) for seed in range(3)]
     members += [record("da-capsnet", seed=seed, accuracies=[80.0 + seed * 2e-3]) for seed in range(3)]
     write_report([write_folder(tmp_path / "records", members)], tmp_path / "out")
@@ -249,7 +249,7 @@ def test_a_difference_of_nothing_is_not_below_zero(tmp_path: Path):
     assert "+0.00 (−0.01 to +0.00, n = 3)" in text  # a bound's sign tells on which side of zero it is
 
 
-def test_a_control_stands_beside_the_runs_of_its_own_seeds(tmp_path: Path):
+def test_a_control_is_compared_with_runs_of_the_same_seeds(tmp_path: Path):
     members = [record("capsnet", seed=seed, accuracies=[80 + seed]) for seed in range(5)]
     rounded = 1e-4  # as records round accuracies of few images
     members += [
@@ -260,7 +260,7 @@ def test_a_control_stands_beside_the_runs_of_its_own_seeds(tmp_path: Path):
     assert "| 86.50 ± 0.71 (n = 2) | capsnet 81.50 ± 0.71 (n = 2) | +5.00 (all alike, n = 2) |" in text
 
 
-def test_what_copies_csv_says_in_the_report_s_folder_counts_and_files_of_both_kinds_are_named(tmp_path: Path):
+def test_copies_csv_of_the_output_folder_is_used(tmp_path: Path):
     members = [record(data="svhn", seed=seed, official=seed == 0, epochs=1 + seed) for seed in (0, 1)]
     out = tmp_path / "out"
     out.mkdir()

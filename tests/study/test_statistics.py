@@ -172,7 +172,7 @@ def test_other_pixels_allow_no_verdict_and_the_same_pixels_in_other_files_do():
     assert judged(ACCURACY, other).verdict == "inconclusive"
 
 
-def test_what_was_not_run_is_not_judged_and_the_clean_protocol_stands_in():
+def test_not_run_has_no_verdict_and_protocol_clean_is_the_fallback():
     assert judged(ACCURACY, records()).verdict == "not run"
     assert judged(GAIN, records(record("da-capsnet"))).verdict == "not run"
     clean = [record(protocol="clean", seed=seed, accuracies=[93.0 + seed / 10], epochs=100) for seed in range(3)]

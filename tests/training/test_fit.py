@@ -198,7 +198,7 @@ def test_without_a_folder_runs_are_numbered(data: ImageDataset):
     assert runs_made == [Path("runs/shapes-da-capsnet-seed0"), Path("runs/shapes-da-capsnet-seed0-2")]
 
 
-def test_the_clean_protocol_reads_the_test_images_once_and_the_paper_s_selects_on_them(
+def test_protocol_clean_reads_the_test_images_once_and_paper_selects_on_them(
     data: ImageDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     read: list[int] = []
@@ -219,7 +219,7 @@ def test_the_clean_protocol_reads_the_test_images_once_and_the_paper_s_selects_o
     assert paper.test_accuracy == paper.selection_accuracy == max(line["test_accuracy"] for line in paper.history)
 
 
-def test_the_paper_s_protocol_trains_on_the_validation_images_too(data: ImageDataset, tmp_path: Path):
+def test_protocol_paper_also_trains_on_the_validation_images(data: ImageDataset, tmp_path: Path):
     config = dataclasses.replace(TINY, epochs=1, protocol="paper")
     line = train(data, tmp_path / "run", config).history[0]
     assert line["images_per_second"] * line["seconds"] == pytest.approx(len(data.train) + len(data.validation))
@@ -227,7 +227,7 @@ def test_the_paper_s_protocol_trains_on_the_validation_images_too(data: ImageDat
 
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("augment", ["policy", "paper-literal", "none"])
-def test_images_are_augmented_as_told(
+def test_the_augmentation_option_is_applied(
     data: ImageDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, augment: Any, flip: bool
 ):
     seen = []
@@ -265,7 +265,7 @@ def test_the_selected_weights_are_kept_not_the_last(
         assert torch.equal(tensor, seen[1][name])
 
 
-def test_the_caller_s_random_numbers_are_left_alone(data: ImageDataset, tmp_path: Path):
+def test_random_number_generators_of_the_caller_are_preserved(data: ImageDataset, tmp_path: Path):
     model = fresh(data)
     torch.manual_seed(7)
     expected = torch.rand(3)
@@ -282,9 +282,7 @@ def test_bfloat16_trains_and_is_recorded(data: ImageDataset, tmp_path: Path):
 
 
 @pytest.mark.parametrize(("width", "share"), [(16, 1), (64, 1), (128, 0.5), (160, 0.4)])
-def test_a_network_wider_than_the_paper_s_learns_at_a_lower_rate(
-    data: ImageDataset, tmp_path: Path, width: int, share: float
-):
+def test_wider_networks_have_a_lower_learning_rate(data: ImageDataset, tmp_path: Path, width: int, share: float):
     before = {name: value.clone() for name, value in fresh(data, width=width).state_dict().items()}
     config = dataclasses.replace(TINY, epochs=1, batch_size=len(data.train), epsilon=1e-30)
     for name, lr, rate in (("default", None, 1e-3 * share), ("asked", 5e-3, 5e-3)):

@@ -58,7 +58,7 @@ def test_compiled_and_eager_steps_train_alike():
     assert said.stdout == "alike\n", said.stderr
 
 
-def test_losses_do_not_change_after_the_fact():
+def test_returned_losses_do_not_change_later():
     _, train = make_step()
     first = train(*batch())
     kept = first.loss.item()
@@ -113,7 +113,7 @@ def test_a_short_run_is_not_compiled(clock: SimpleNamespace):
     assert said == []
 
 
-def test_what_was_measured_before_decides(clock: SimpleNamespace):
+def test_earlier_measurements_decide_about_compiling(clock: SimpleNamespace):
     clock.compiled_pace = 0.1  # better than the guess, by which 87 steps would not pay
     _, train = make_step(compile="auto", steps=1000)
     for _ in range(40):
@@ -126,7 +126,7 @@ def test_what_was_measured_before_decides(clock: SimpleNamespace):
     assert clock.compilations == 2
 
 
-def test_a_compiled_step_that_is_slower_is_given_up(clock: SimpleNamespace):
+def test_a_slower_compiled_step_is_abandoned(clock: SimpleNamespace):
     said: list[str] = []
     clock.compiled_pace = 2.0
     _, train = make_step(said, compile="auto", steps=1000)
@@ -136,7 +136,7 @@ def test_a_compiled_step_that_is_slower_is_given_up(clock: SimpleNamespace):
     assert said[-1].startswith("no longer compiled: 1000.0 -> 2000.0 ms a step")
 
 
-def test_without_a_compiler_training_goes_on_and_says_why(monkeypatch: pytest.MonkeyPatch):
+def test_training_continues_without_a_compiler_and_says_why(monkeypatch: pytest.MonkeyPatch):
     def no_compiler(*_: Any) -> None:
         raise RuntimeError("Failed to find a C++ compiler\nand much more")
 
@@ -149,7 +149,7 @@ def test_without_a_compiler_training_goes_on_and_says_why(monkeypatch: pytest.Mo
     assert not torch.equal(before, model.state_dict()["votes.transform.weight"])
 
 
-def test_running_out_of_memory_is_no_reason_to_go_on(monkeypatch: pytest.MonkeyPatch):
+def test_running_out_of_memory_is_not_hidden(monkeypatch: pytest.MonkeyPatch):
     def full(*_: Any) -> None:
         raise torch.OutOfMemoryError("out of memory")
 

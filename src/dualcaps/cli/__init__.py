@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 raise
             _fail("out of memory: lower --batch-size or --image-size, or close other programs")
         except KeyboardInterrupt:
-            print(f"dualcaps: interrupted{_how_to_go_on(given)}", file=sys.stderr)
+            print(f"dualcaps: interrupted{_how_to_continue(given)}", file=sys.stderr)
             sys.exit(130)
 
 
@@ -111,12 +111,12 @@ def _is_out_of_memory(error: Exception) -> bool:
     )
 
 
-def _how_to_go_on(arguments: Sequence[str]) -> str:
+def _how_to_continue(arguments: Sequence[str]) -> str:
     command = next((word for word in arguments if word in _COMMANDS), None)
     if command == "train":
         again = [*arguments, *(() if "--resume" in arguments else ("--resume",))]
-        return f"; to go on: dualcaps {shlex.join(again)}"
-    return "; the same command goes on" if command == "reproduce" else ""
+        return f"; to continue: dualcaps {shlex.join(again)}"
+    return "; the same command continues" if command == "reproduce" else ""
 
 
 def _print_warnings_as_notes() -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Reproduce:
-    """Run the paper's experiments, with several seeds and controls; goes on with what was stopped."""
+    """Run the paper's experiments, with several seeds and controls; stopped runs are resumed."""
 
     experiments: Annotated[
         tyro.conf.Positional[tuple[str, ...]],
@@ -42,7 +42,7 @@ class Reproduce:
     budget: Annotated[
         float | None, tyro.conf.arg(metavar="MINUTES", help_behavior_hint="(default: until all is done)")
     ] = None
-    """Minutes to spend; the most informative runs come first, and the same command goes on another time."""
+    """Minutes to spend; the most informative runs come first, and the same command continues later."""
     jobs: int = 1
     """Runs at once; on the CPU they share the cores."""
     out: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = Path("runs/reproduce")
@@ -102,7 +102,7 @@ class Reproduce:
             f"{display_path(self.out)} shows them"
         )
         if finished + len(failures) < len(planned):
-            print("the same command goes on with the others")
+            print("the same command continues with the others")
         if failures or missing:
             sys.exit(1)
 

@@ -69,7 +69,7 @@ def test_the_folder_of_another_data_set_is_not_taken_for_it(places: list[Path]):
     assert found(data_set("fashion-mnist"), folder)[0].parent == folder
 
 
-def test_a_missing_data_set_is_told_where_to_go(places: list[Path]):
+def test_the_error_for_a_missing_data_set_says_where_to_put_it(places: list[Path]):
     assert catalog.find_files(MNIST, DataConfig("mnist", data_dir=str(places[0]))) is None
     message = str(catalog.missing(MNIST, DataConfig("mnist", data_dir=str(places[0]))))
     assert "\n" not in message

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -71,6 +73,15 @@ def test_an_unfinished_run_is_evaluated_with_a_note(run_cli: Callable, run_copy:
     assert said.code == 0
     assert said.err.startswith(f"note: {run_copy} is not finished: these are the weights of epoch ")
     assert said.out.startswith("accuracy ")
+
+
+def test_files_are_written_even_if_the_reader_of_the_output_stops(run: Path):
+    code = f"import dualcaps.cli; dualcaps.cli.main(['evaluate', {str(run)!r}, '--out', 'evaluation'])"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert process.stdout is not None
+    process.stdout.close()
+    process.wait(timeout=120)
+    assert Path("evaluation/mistakes.csv").is_file()
 
 
 def test_runs_that_cannot_be_used_are_one_line(run_cli: Callable, run: Path, run_copy: Path, shapes: Path):

@@ -46,14 +46,13 @@ class Evaluate:
             raise ConfigError(f"--out {display_path(self.out)}: is a file: choose a folder")
         found = evaluate_run(self.trained, self.data, data_dir=self.data_dir, device=self.device)
         print_notes(found.notes)
+        written = [] if self.out is None else _write(found, self.out)  # before printing, which may end early in a pipe
         if self.json:
             print_json(_as_json(found))
-        else:
-            _print(found)
+            return
+        _print(found)
         if self.out is not None:
-            written = _write(found, self.out)
-            if not self.json:
-                print(f"\n{display_path(self.out)}: {', '.join(written)}")
+            print(f"\n{display_path(self.out)}: {', '.join(written)}")
 
 
 def _print(found: "RunEvaluation") -> None:

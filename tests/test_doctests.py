@@ -4,7 +4,9 @@ import doctest
 import importlib
 import pkgutil
 
+import numpy as np
 import pytest
+import torch
 
 import dualcaps
 
@@ -18,9 +20,6 @@ MODULES = [m.name for m in pkgutil.walk_packages(dualcaps.__path__, "dualcaps.")
 def test_the_examples_of_a_module_are_right(name: str):
     module = importlib.import_module(name)
     names = {public: getattr(dualcaps, public) for public in dualcaps.__all__}
-    import numpy as np
-    import torch
-
     results = doctest.testmod(module, extraglobs={**names, "np": np, "torch": torch, "nn": torch.nn})
     assert results.failed == 0
 

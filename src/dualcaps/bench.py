@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -293,29 +293,21 @@ def estimate_operations(model: Network) -> float:
         nonlocal total
         total += 2 * layer.get_parameter("weight")[0].numel() * output.numel()
 
-    def run(part: Callable[[Tensor], Any], inside: nn.Module, kinds: tuple[type[nn.Module], ...]) -> Any:
-        layers = [layer for layer in inside.modules() if isinstance(layer, kinds)]
-        hooks = [layer.register_forward_hook(count) for layer in layers]
-        with torch.inference_mode():
-            output = part(torch.zeros(1, *model.config.image_shape, device="meta"))
-        for hook in hooks:
-            hook.remove()
-        return output
-
-    model.eval()
-    if not isinstance(model, CapsNet | CNN):
-        run(model, model, (nn.Conv2d, nn.Linear))
-        return 3.0 * total
-    # Behind the trunk a layer's cost follows from how often it is applied, much faster than by running it.
-    run(model.trunk, model.trunk, (nn.Conv2d, nn.Linear))
+    # Behind the trunk of our own networks a layer's cost follows from how often it is applied, which is much faster
+    # than running it; other networks are run as a whole, except for the decoder.
+    part = model.trunk if isinstance(model, CapsNet | CNN) else model
+    hooks = [layer.register_forward_hook(count) for layer in part.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    with torch.inference_mode():
+        part.eval()(torch.zeros(1, *model.config.image_shape, device="meta"))
+    for hook in hooks:
+        hook.remove()
+    behind = model.decoder if part is model else model
     applied = {"trunk": 0}
     if isinstance(model, CapsNet):
-        votes = model.config.num_classes * model.num_children
-        applied |= {
-            "votes": model.num_children,
-            "caps_attention": votes if model.config.caps_attention == "shared" else 1,
-        }
-    for name, layer in model.named_modules():
+        applied["votes"] = model.num_children
+        if model.config.caps_attention == "shared":
+            applied["caps_attention"] = model.config.num_classes * model.num_children
+    for name, layer in behind.named_modules() if behind is not None else ():
         if isinstance(layer, nn.Linear):
             total += 2 * layer.weight.numel() * applied.get(name.partition(".")[0], 1)
         elif isinstance(layer, PositionVotes):
@@ -327,9 +319,8 @@ def peak_memory() -> float:
     """Peak memory of this process in megabytes."""
     status = Path("/proc/self/status")
     if status.exists():  # Linux, where getrusage counts the parent's memory too
-        return (
-            next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM:")) / 1024
-        )
+        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) / 1024
     import psutil
 
     if (peak := getattr(psutil.Process().memory_info(), "peak_wset", None)) is not None:  # Windows

@@ -254,7 +254,8 @@ def _register(
     def decorate(value: _T) -> _T:
         module = getattr(value, "__module__", None) or "__main__"
         origin = _origins[-1] if _origins else "dualcaps" if module.partition(".")[0] == "dualcaps" else module
-        if name in registry and not origin == registry[name].origin == "__main__":  # a notebook's cell may run again
+        run_again = name in registry and origin == registry[name].origin == "__main__"  # a notebook's cell
+        if name in registry and not run_again:
             raise ConfigError(f"{kind} {name!r} is already registered by {registry[name].origin}: choose another name")
         registry[name] = Entry(value, origin, dict(defaults or {}), lacks)
         return value

@@ -99,11 +99,6 @@ def peek(source: Source, cache: Path) -> tuple[Content, str] | None:
     return _mapped(source, cache)
 
 
-def file_fingerprint(source: Source) -> str:
-    """A hash of paths, sizes and times, which changes when a file is replaced."""
-    return _fingerprint(source)
-
-
 def _mapped(source: Source, cache: Path) -> tuple[Content, str] | None:
     try:
         pack = cache / "packs" / json.loads(_index(source, cache).read_text(encoding="utf-8"))["pack"]
@@ -116,7 +111,7 @@ def _mapped(source: Source, cache: Path) -> tuple[Content, str] | None:
 
 
 def _index(source: Source, cache: Path) -> Path:
-    return cache / "index" / f"{_fingerprint(source)}.json"
+    return cache / "index" / f"{file_fingerprint(source)}.json"
 
 
 class _CacheError(Exception):
@@ -229,7 +224,7 @@ def hash_content(content: Content) -> str:
     return digest.hexdigest()
 
 
-def _fingerprint(source: Source) -> str:
+def file_fingerprint(source: Source) -> str:
     """A hash of paths, sizes and times, which changes when a file is replaced."""
     digest = hashlib.sha256(json.dumps([FORMAT, source.options], sort_keys=True).encode())
     for file in source.files:

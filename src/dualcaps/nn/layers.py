@@ -61,9 +61,8 @@ class LayerStack(nn.Sequential):
             return super().forward(input)
         fuse = not torch.is_grad_enabled() and _onednn_takes(input)
         layers = list(self)
-        if (
-            input.device.type == "meta"
-        ):  # only shapes matter, and a ReLU would import torch._dynamo, which takes seconds
+        if input.device.type == "meta":
+            # Only shapes matter, and a ReLU would import torch._dynamo, which takes seconds.
             layers = [layer for layer in layers if not _is_plain(layer, (nn.ReLU,))]
         merged = False
         for layer, following in zip(layers, [*layers[1:], None], strict=True):

@@ -169,6 +169,7 @@ def load_plugin(path: str | Path) -> None:
         with _importing(str(path)):
             specification.loader.exec_module(module)
     except DualcapsError:
+        del sys.modules[name]
         raise
     except Exception as error:
         del sys.modules[name]
@@ -182,7 +183,7 @@ def loaded_plugins() -> tuple[str, ...]:
 
 
 def load_entry_points() -> None:
-    """Import the plug-ins of installed distributions, once.
+    """Import the plug-ins of installed distributions, once; one that fails keeps no other from being imported.
 
     Raises:
         ConfigError: a plug-in cannot be imported; the message names its distribution.
@@ -191,15 +192,20 @@ def load_entry_points() -> None:
     if _entry_points_loaded:
         return
     _entry_points_loaded = True
+    failed: DualcapsError | None = None
     for point in metadata.entry_points(group=ENTRY_POINTS):
         origin = point.dist.name if point.dist else point.value
         try:
             with _importing(origin):
                 point.load()
-        except DualcapsError:
-            raise
+        except DualcapsError as error:
+            failed = failed or error
         except Exception as error:
-            raise ConfigError(f"plug-in {origin}: {type(error).__name__}: {' '.join(str(error).split())}") from error
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            failed = failed or ConfigError(f"plug-in {origin}: {reason}: repair or uninstall it")
+            failed.__cause__ = failed.__cause__ or error
+    if failed is not None:
+        raise failed
 
 
 def _register(
@@ -212,9 +218,11 @@ def _register(
     def decorate(value: _T) -> _T:
         if name in registry:
             raise ConfigError(f"{kind} {name!r} is already registered by {registry[name].origin}: choose another name")
-        module = getattr(value, "__module__", "")
-        origin = "dualcaps" if module.partition(".")[0] == "dualcaps" else module
-        registry[name] = Entry(value, _origins[-1] if _origins else origin, dict(defaults or {}), lacks)
+        # Of the module that registers, as a plug-in may give our classes other defaults, and may import our modules.
+        module = sys._getframe(1).f_globals.get("__name__", "")
+        ours = module.partition(".")[0] == "dualcaps"
+        origin = "dualcaps" if ours else _origins[-1] if _origins else module
+        registry[name] = Entry(value, origin, dict(defaults or {}), lacks)
         return value
 
     return decorate
@@ -222,8 +230,17 @@ def _register(
 
 @contextmanager
 def _importing(origin: str):
+    """What is registered meanwhile is of this origin; it is forgotten if the import fails, which can be tried again."""
+    registries = (MODELS, TRUNKS, ROUTING_METHODS, DATASETS, EXPERIMENTS)
+    before = [set(registry) for registry in registries]
     _origins.append(origin)
     try:
         yield
+    except BaseException:
+        for registry, known in zip(registries, before, strict=True):
+            for name in set(registry) - known:
+                if registry[name].origin == origin:  # modules of ours, and plug-ins that it loaded, stay imported
+                    del registry[name]
+        raise
     finally:
         _origins.pop()

@@ -56,7 +56,8 @@ FIELDS: dict[type, dict[str, st.SearchStrategy[Any]]] = {
         "beta1": numbers(0, 1, exclude_max=True), "beta2": numbers(0, 1, exclude_max=True),
         "epsilon": numbers(1e-12, 1), "grad_clip": st.none() | numbers(1e-9, 9),
         "label_smoothing": numbers(0, 1, exclude_max=True),
-        "class_weight": st.sampled_from([None, "balanced"]) | st.lists(numbers(0, 9), min_size=2, max_size=4).map(tuple),
+        "class_weight": st.sampled_from([None, "balanced"])
+        | st.lists(numbers(0, 9), min_size=2, max_size=4).map(tuple),
         "ema": st.none() | numbers(0, 1, exclude_max=True), "reconstruction_weight": numbers(0, 9),
         "augment": st.sampled_from(["policy", "paper-literal", "none"])
         | st.lists(st.sampled_from(AUGMENTATIONS), min_size=1, max_size=3, unique=True).map(",".join),
@@ -219,9 +220,9 @@ def test_missing_and_unknown_fields_are_named_and_those_with_defaults_may_be_mis
     assert from_json(ModelConfig, {"name": "x", "options": {"b": [1, [2]], "a": 1}}).options == (
         ("a", 1), ("b", (1, (2,)))
     )  # fmt: skip
-    with pytest.raises(ValueError, match="fields of ModelConfig are missing or unknown: name$"):
+    with pytest.raises(ValueError, match=r"fields of ModelConfig are missing or unknown: name$"):
         from_json(ModelConfig, {})
-    with pytest.raises(ValueError, match="fields of TrainConfig are missing or unknown: epoch, lrate$"):
+    with pytest.raises(ValueError, match=r"fields of TrainConfig are missing or unknown: epoch, lrate$"):
         from_json(TrainConfig, {"epoch": 3, "lrate": 1})
     with pytest.raises(ConfigError, match="epochs must be at least 1"):
         from_json(TrainConfig, {"epochs": 0})

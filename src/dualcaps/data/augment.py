@@ -176,10 +176,10 @@ def _erase(images: Tensor, generator: torch.Generator) -> Tensor:
     area = draw(*_ERASED_SHARE) * height * width
     ratio = draw(*(float(torch.tensor(bound).log()) for bound in _ERASED_RATIO)).exp()
     high, wide = (area * ratio).sqrt().clamp(max=height), (area / ratio).sqrt().clamp(max=width)
-    top, left = draw(0, 1) * (height - high), draw(0, 1) * (width - wide)
+    top, left = draw(0.0, 1.0) * (height - high), draw(0.0, 1.0) * (width - wide)
     rows = torch.arange(height, device=images.device).view(1, 1, -1, 1)
     columns = torch.arange(width, device=images.device).view(1, 1, 1, -1)
     inside = (rows >= top) & (rows < top + high) & (columns >= left) & (columns < left + wide)
-    chosen = draw(0, 1) < 0.5
+    chosen = draw(0.0, 1.0) < 0.5
     noise = torch.randint(256, images.shape, generator=generator, device=images.device, dtype=torch.uint8)
     return torch.where(inside & chosen, noise, images)

@@ -476,7 +476,7 @@ def test_trackio_is_given_the_configuration_and_each_epoch(data: ImageDataset, m
 class FakeWriter:
     """Stands for tensorboard's."""
 
-    made: "ClassVar[list[FakeWriter]]" = []
+    made: ClassVar[list["FakeWriter"]] = []
 
     def __init__(self, folder: str, purge_step: int) -> None:
         self.folder, self.purge_step, self.closed = folder, purge_step, False

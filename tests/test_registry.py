@@ -1,5 +1,6 @@
 """Registries: parts are registered by decorators, found by name, and told apart by where they come from."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -252,7 +253,8 @@ def test_our_own_parts_stay_ours_when_a_plugin_imports_them():
         "for entries in (registry.MODELS, registry.TRUNKS, registry.ROUTING_METHODS, registry.EXPERIMENTS):\n"
         "    print(*sorted(name for name, entry in entries.items() if entry.origin != 'dualcaps'), sep=',')\n"
     )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    environment = os.environ | {"PYTHONPATH": str(Path(registry.__file__).parents[1])}
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
     assert said.stdout.splitlines() == ["", "small", "", "mine"], said.stderr
 
 

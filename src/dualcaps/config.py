@@ -10,6 +10,7 @@ import json
 import math
 import numbers
 import os
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -153,7 +154,7 @@ class DataConfig:
             raise DataError(f"split_seed must be at least 0, got {self.split_seed}")
         if self.image_size is not None and not all(1 <= side <= 4096 for side in self.image_size):
             raise DataError(f"image_size must be two numbers of pixels from 1 to 4096, got {self.image_size}")
-        if self.value_range is not None and not self.value_range[0] < self.value_range[1]:
+        if self.value_range is not None and not -math.inf < self.value_range[0] < self.value_range[1] < math.inf:
             raise DataError(f"value_range must be two increasing numbers, got {self.value_range}")
 
 
@@ -293,20 +294,33 @@ def _check_types(config: "DataclassInstance", error: type[DualcapsError]) -> Non
         value = _plain(getattr(config, field.name))
         if not _is_of(value, hints[field.name]):
             raise error(f"{field.name} must be {_type_text(hints[field.name])}, got {value!r}")
-        object.__setattr__(config, field.name, value)
+        object.__setattr__(config, field.name, _with_floats(value, hints[field.name]))
 
 
 def _plain(value: Any) -> Any:
     """Convert numpy numbers, lists and paths to built-in types."""
     if isinstance(value, list | tuple):
         return tuple(map(_plain, value))
-    if isinstance(value, bool | int | float | str) or value is None:
+    if isinstance(value, bool | str) or value is None:
         return value
     if isinstance(value, numbers.Integral):
         return int(value)
     if isinstance(value, numbers.Real):
         return float(value)
     return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def _with_floats(value: Any, hint: Any) -> Any:
+    """Convert whole numbers to floats where the type is float, so that equal configurations have equal hashes."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if hint is float:
+        return float(value) + 0.0  # converts -0.0 to 0.0
+    if origin in (typing.Union, types.UnionType):
+        return _with_floats(value, next(argument for argument in arguments if _is_of(value, argument)))
+    if origin is tuple:
+        hints = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
+        return tuple(map(_with_floats, value, hints))
+    return value
 
 
 def _is_of(value: Any, hint: Any) -> bool:
@@ -324,7 +338,7 @@ def _is_of(value: Any, hint: Any) -> bool:
             return all(_is_of(item, arguments[0]) for item in value)
         return len(value) == len(arguments) and all(map(_is_of, value, arguments))
     if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
+        return isinstance(value, float) or (_is_of(value, int) and abs(value) <= sys.float_info.max)
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, hint)

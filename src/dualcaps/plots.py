@@ -223,9 +223,10 @@ def _make_drawable(figure: "Figure") -> None:
     families, characters = _fonts()
     for text in _named_texts(figure):
         text.set_parse_math(False)
-        if not text.get_text().isascii():
+        words = text.get_text()
+        if not (words.isascii() and words.replace("\n", "").isprintable()):
             text.set_fontfamily(families)
-            text.set_text(_escaped(text.get_text(), characters))
+            text.set_text(_escaped(words, characters))
 
 
 def _named_texts(figure: "Figure") -> "Iterator[Text]":

@@ -211,6 +211,7 @@ def load_plugin(path: str | Path) -> None:
         with _importing(str(path)):
             specification.loader.exec_module(module)
     except DualcapsError:
+        del sys.modules[name]
         raise
     except Exception as error:
         del sys.modules[name]
@@ -224,7 +225,7 @@ def loaded_plugins() -> tuple[str, ...]:
 
 
 def load_entry_points() -> None:
-    """Import the plug-ins of installed distributions, once.
+    """Import the plug-ins of installed distributions, once; the others are imported even if one fails.
 
     Raises:
         ConfigError: a plug-in cannot be imported; the message names its distribution.
@@ -233,15 +234,20 @@ def load_entry_points() -> None:
     if _entry_points_loaded:
         return
     _entry_points_loaded = True
+    failed: DualcapsError | None = None
     for point in metadata.entry_points(group=ENTRY_POINTS):
         origin = point.dist.name if point.dist else point.value
         try:
             with _importing(origin):
                 point.load()
-        except DualcapsError:
-            raise
+        except DualcapsError as error:
+            failed = failed or error
         except Exception as error:
-            raise ConfigError(f"plug-in {origin}: {type(error).__name__}: {' '.join(str(error).split())}") from error
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            failed = failed or ConfigError(f"plug-in {origin}: {reason}: repair or uninstall it")
+            failed.__cause__ = failed.__cause__ or error
+    if failed is not None:
+        raise failed
 
 
 def _register(
@@ -252,8 +258,10 @@ def _register(
     lacks: tuple[str, ...] = (),
 ) -> Callable[[_T], _T]:
     def decorate(value: _T) -> _T:
-        module = getattr(value, "__module__", None) or "__main__"
-        origin = _origins[-1] if _origins else "dualcaps" if module.partition(".")[0] == "dualcaps" else module
+        # The module that registers, not that of the value: a plug-in may register one of our classes.
+        module = sys._getframe(1).f_globals.get("__name__", "__main__")
+        ours = module.partition(".")[0] == "dualcaps"
+        origin = "dualcaps" if ours else _origins[-1] if _origins else module
         run_again = name in registry and origin == registry[name].origin == "__main__"  # a notebook's cell
         if name in registry and not run_again:
             raise ConfigError(f"{kind} {name!r} is already registered by {registry[name].origin}: choose another name")
@@ -265,8 +273,17 @@ def _register(
 
 @contextmanager
 def _importing(origin: str):
+    """Record `origin` for parts registered meanwhile; remove them if the import fails, so that it can be repeated."""
+    registries = (MODELS, TRUNKS, ROUTING_METHODS, DATASETS, EXPERIMENTS)
+    before = [set(registry) for registry in registries]
     _origins.append(origin)
     try:
         yield
+    except BaseException:
+        for registry, known in zip(registries, before, strict=True):
+            for name in set(registry) - known:
+                if registry[name].origin == origin:  # not parts of dualcaps or of other plug-ins that it imported
+                    del registry[name]
+        raise
     finally:
         _origins.pop()

@@ -1,6 +1,6 @@
 """Conversion of images in memory to network inputs; ambiguous images are refused."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dualcaps.data.images import ValueRange, choose_value_range, image_to_array, scale_values
+from dualcaps.data.images import ValueRange, choose_value_range, picture_to_array, picture_values, scale_values
 from dualcaps.errors import DataError
 
 
@@ -38,8 +38,10 @@ def images_from(what: Any, image_shape: tuple[int, int, int], value_range: Value
         if not what:
             return torch.empty(0, *image_shape, dtype=torch.uint8)
         if all(isinstance(image, Image.Image) for image in what):
-            return torch.from_numpy(np.stack([image_to_array(image, image_shape) for image in what]))
-        what = _stacked(what)
+            return torch.from_numpy(
+                np.stack([picture_to_array(image, image_shape, "image", value_range) for image in what])
+            )
+        what = stacked(what)
     tensor = _as_tensor(what)
     return _scaled(_with_layout(tensor, image_shape), value_range)
 
@@ -61,9 +63,7 @@ def pixels_from(
     Raises:
         DataError: another shape, or an unknown range of values.
     """
-    if isinstance(what, list | tuple):
-        what = _stacked(what)
-    array = _as_tensor(what).detach().cpu().numpy()
+    array = array_from(what)
     if array.ndim not in (3, 4) or 0 in array.shape:
         raise DataError(f"{name}: images must be [N, H, W], [N, H, W, C] or [N, C, H, W], got {array.shape}")
     if array.ndim == 3:
@@ -82,6 +82,8 @@ def pixels_from(
             raise DataError(f"{name}: images with {array.shape[1]} channels where 1 or 3 are read")
     if array.dtype == bool:
         return array.astype(np.uint8) * np.uint8(255), None
+    if array.dtype.kind == "c":
+        raise DataError(f"{name}: images of complex numbers")
     if value_range is None and array.dtype.kind in "iu" and array.max() == 1:
         raise DataError(f"{name}: whole numbers 0 and 1 only: give booleans, or value_range=(0, 1)")
     if array.dtype == np.uint8 and value_range is None:
@@ -95,25 +97,69 @@ def pixels_from(
     return scale_values(array, value_range), value_range
 
 
-def _stacked(images: Sequence[Any]) -> np.ndarray:
-    arrays = [np.asarray(image) for image in images]
-    shapes = {array.shape for array in arrays}
-    if len(shapes) > 1:
+def array_from(what: Any) -> np.ndarray:
+    """Images of any supported kind as an array; raises DataError for anything else."""
+    return _as_tensor(stacked(what) if isinstance(what, list | tuple) else what).detach().cpu().numpy()
+
+
+def common_ranges(
+    arrays: Mapping[str, np.ndarray], value_range: ValueRange | None, name: str
+) -> dict[str, ValueRange | None]:
+    """The value range of each part: one for all parts, None for 8-bit images and booleans, which are not scaled.
+
+    Args:
+        arrays: the images by part.
+        value_range: the range, if it is known.
+        name: the data set's name in error messages.
+    """
+    deep = [part for part, array in arrays.items() if array.dtype not in (np.uint8, np.dtype(bool))]
+    if value_range is not None or not deep:
+        return dict.fromkeys(arrays, value_range)
+    if any(0 in arrays[part].shape for part in deep):
+        return dict.fromkeys(arrays)  # pixels_from refuses empty parts
+    extremes = np.array([extreme for part in deep for extreme in (arrays[part].min(), arrays[part].max())])
+    found = pixels_from(extremes.reshape(1, 1, -1), None, None, name)[1]
+    return {part: found if part in deep else None for part in arrays}
+
+
+def stacked(images: Sequence[Any]) -> np.ndarray:
+    """Images of any kind as one array; raises DataError where their shapes or types differ."""
+    arrays = [_image_values(image) for image in images]
+    if len(shapes := {array.shape for array in arrays}) > 1:
         several = " and ".join(str(shape) for shape in sorted(shapes)[:2])
         raise DataError(f"images of different shapes, such as {several}: resize them to one")
     if not arrays:
         raise DataError("no images")
+    types = {array.dtype for array in arrays}
+    if len(types) > 1 and not types <= _PYTHON_NUMBERS:
+        several = " and ".join(sorted(map(str, types))[:2])
+        raise DataError(f"images of different types, such as {several}: convert them to one")
     return np.stack(arrays)
+
+
+_PYTHON_NUMBERS = {np.dtype(np.int64), np.dtype(np.float64)}  # types of arrays made from lists of numbers
+
+
+def _image_values(image: Any) -> np.ndarray:
+    if isinstance(image, Image.Image):
+        return picture_values(image)
+    return np.asarray(_as_tensor(image).detach().cpu() if isinstance(image, Tensor) else image)
 
 
 def _as_tensor(what: Any) -> Tensor:
     if isinstance(what, Tensor):
-        return what
+        if what.dtype == torch.bfloat16:
+            return what.float()  # numpy has no bfloat16
+        unsigned = (torch.uint16, torch.uint32, torch.uint64)  # torch lacks most operations for these
+        return what.to(torch.int64) if what.dtype in unsigned else what
     try:
         array = np.asarray(what)
         if array.dtype.kind == "u" and array.dtype.itemsize > 1:
             array = array.astype(np.int64)
-        return torch.from_numpy(np.ascontiguousarray(array))
+        if array.dtype.kind == "f" and array.dtype.itemsize > 8:
+            array = array.astype(np.float64)
+        array = array.astype(array.dtype.newbyteorder("="), copy=False)
+        return torch.from_numpy(np.require(array, requirements=["C", "W"]))
     except (TypeError, ValueError) as error:
         raise DataError(
             f"images must be a tensor, an array, PIL images or a list of these, got {type(what).__name__}"

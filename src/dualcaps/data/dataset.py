@@ -15,7 +15,7 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from dualcaps.config import DataConfig
-from dualcaps.data.convert import pixels_from
+from dualcaps.data.convert import array_from, common_ranges, pixels_from, stacked
 from dualcaps.data.images import ValueRange
 from dualcaps.data.splits import stratified_split
 from dualcaps.errors import DataError
@@ -182,10 +182,11 @@ class ImageDataset:
         """
         config = DataConfig(source="", validation=validation, test=test, split_seed=split_seed)
         given = {"train": (x, y), "validation": (x_validation, y_validation), "test": (x_test, y_test)}
-        parts = {part: pair for part, pair in given.items() if pair[0] is not None}
+        parts = {part: (array_from(pair[0]), pair[1]) for part, pair in given.items() if pair[0] is not None}
+        ranges = common_ranges({part: images for part, (images, _) in parts.items()}, value_range, name)
         pixels, found_range = {}, value_range
         for part, (images, labels) in parts.items():
-            pixels[part], used = pixels_from(images, value_range, channels_last, f"{name}: {part}")
+            pixels[part], used = pixels_from(images, ranges[part], channels_last, f"{name}: {part}")
             found_range = found_range or used
             if labels is None or len(labels) != len(pixels[part]):
                 count = "no labels" if labels is None else f"{len(labels):,} labels"
@@ -248,15 +249,11 @@ class ImageDataset:
 def _images_and_labels(rows: Iterable[tuple[Any, Any]]) -> tuple[np.ndarray, list[Any]]:
     images, labels = [], []
     for image, label in rows:
-        images.append(np.asarray(image))
+        images.append(image)
         labels.append(label.item() if isinstance(label, Tensor | np.generic) else label)
-    shapes = {image.shape for image in images}
-    if len(shapes) > 1:
-        several = " and ".join(str(shape) for shape in sorted(shapes)[:2])
-        raise DataError(f"images of different shapes, such as {several}: resize them to one")
     if not images:
         raise DataError("a data set without images")
-    return np.stack(images), labels
+    return stacked(images), labels
 
 
 def natural_order(name: str) -> tuple[Any, ...]:
@@ -314,7 +311,7 @@ def _plain_labels(values: Any, what: str) -> np.ndarray:
         array = array.astype(str)
     if array.dtype.kind == "S":
         array = np.char.decode(array, "utf-8", "backslashreplace")
-    if array.dtype.kind == "f" and np.array_equal(array, np.floor(array)):
+    if array.dtype.kind == "f" and np.isfinite(array).all() and np.array_equal(array, np.floor(array)):
         array = array.astype(np.int64)
     if array.dtype.kind == "b":
         array = array.astype(np.int64)

@@ -75,7 +75,7 @@ def inspect_images(images: Sequence[Encoded], name: str = "") -> Inspected:
         try:
             with _opened(images[number], _name(images[number], name, number)) as image:
                 size = (image.width, image.height) if _is_sideways(image) else (image.height, image.width)
-                return size, image.mode in _COLOUR_MODES, image.mode.startswith(_DEEP_MODES)
+                return size, image.mode in _COLOUR_MODES, is_deep(image)
         except DataError as error:
             unread[number] = str(error)
             return None
@@ -219,9 +219,16 @@ def _room_for(image: Image.Image, shape: tuple[int, int, int] | None) -> Iterato
 
 def _read(image: Image.Image, shape: tuple[int, int, int], name: str, value_range: ValueRange | None) -> np.ndarray:
     image.load()
+    return picture_to_array(image, shape, name, value_range)
+
+
+def picture_to_array(
+    image: Image.Image, shape: tuple[int, int, int], name: str, value_range: ValueRange | None
+) -> np.ndarray:
+    """An image of any mode as uint8 [C, H, W]; see `read_image`."""
     if _has_orientation(image):
         image = ImageOps.exif_transpose(image)
-    if image.mode.startswith(_DEEP_MODES):
+    if is_deep(image):
         pixels = np.asarray(image)
         if not np.isfinite(pixels).all():
             raise DataError(f"{name}: values that are not finite numbers: replace or remove it")
@@ -229,6 +236,25 @@ def _read(image: Image.Image, shape: tuple[int, int, int], name: str, value_rang
             value_range = choose_value_range(float(pixels.min()), float(pixels.max()), pixels.dtype.kind == "f", name)
         image = Image.fromarray(scale_values(pixels, value_range))
     return image_to_array(image, shape)
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Whether its values are not of 8 bits."""
+    return image.mode.startswith(_DEEP_MODES)
+
+
+def picture_values(image: Image.Image) -> np.ndarray:
+    """The values of an image of any mode, [H, W] in grey or [H, W, 3] in colour; uint8 unless it is deep.
+
+    The EXIF rotation is applied and transparency becomes white, as by `read_image`.
+    """
+    if _has_orientation(image):
+        image = ImageOps.exif_transpose(image)
+    if is_deep(image):
+        return np.asarray(image)
+    grey = image.mode in ("1", "L", "LA")
+    pixels = image_to_array(image, (1 if grey else 3, image.height, image.width))
+    return pixels[0] if grey else pixels.transpose(1, 2, 0)
 
 
 def image_to_array(image: Image.Image, shape: tuple[int, int, int]) -> np.ndarray:

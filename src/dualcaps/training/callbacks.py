@@ -123,6 +123,11 @@ class EarlyStopping(Callback):
     def __init__(self, patience: int) -> None:
         self.patience = patience
 
+    def on_start(self, state: TrainingState) -> None:
+        """Stop a resumed run where it would have stopped."""
+        if state.history:
+            self.on_epoch_end(state)
+
     def on_epoch_end(self, state: TrainingState) -> None:
         """Compare the epochs since the best with the patience."""
         key = f"{state.selected_on}_accuracy"

@@ -4,8 +4,8 @@ import dataclasses
 import math
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from dualcaps.config import DataConfig, ModelConfig, TrainConfig, to_json
 from dualcaps.data.augment import parse_augmentation
 from dualcaps.data.batches import training_batches
 from dualcaps.data.dataset import ImageDataset
-from dualcaps.errors import ConfigError, ModelError, RunError
+from dualcaps.errors import ConfigError, DualcapsError, ModelError, RunError
 from dualcaps.explain.reconstructions import reconstruction_error
 from dualcaps.inference import choose_device, choose_precision, evaluate, same_images
 from dualcaps.models import Network, count_parameters
@@ -128,10 +128,12 @@ def fit(
     else:
         _check_same(existing, model, data, config)
     with runs.locked(path), _separate_random_numbers(device), ExitStack() as stack:
+        if rollback is not None:
+            stack.enter_context(_undone_on_error(path, rollback))
         remove_drafts(path)
         if existing is not None:
             existing = Run.open(path)  # again, as another process may have trained while this one waited
-            if existing.finished and config.epochs <= len(existing.history):
+            if existing.finished and not _asks_for_more(existing, config):
                 return _read_finished(existing, model, device)
             _reopen(existing, config, display.log)
             runs.add_session(path, session)
@@ -182,53 +184,59 @@ def fit(
         in_order += [*callbacks, Checkpoint(), Pictures(), display]
         for callback in in_order:
             stack.callback(callback.close)
-        try:
+        for callback in in_order:
+            callback.on_start(state)
+        for epoch in range(len(state.history) + 1, config.epochs + 1):
+            if state.stop:
+                display.log(f"stopped after epoch {epoch - 1}: {state.stop}")
+                break
+            # Random numbers depend on seed and epoch alone, so that a resumed epoch repeats them.
+            torch.manual_seed(config.seed * 1_000_003 + epoch)
+            generator = torch.Generator(device).manual_seed(config.seed * 1_000_003 + epoch)
+            started = time.perf_counter()
+            total_loss = torch.zeros((), device=device)
+            correct = torch.zeros((), dtype=torch.int64, device=device)
+            model.train()
+            for images, labels in training_batches(
+                training, config.batch_size, augmentation, generator, len(data.classes)
+            ):
+                outcome = step(images, labels)
+                if state.average is not None:
+                    state.average.update_parameters(model)
+                total_loss += outcome.loss * len(labels)
+                correct += outcome.correct
+                for callback in in_order:
+                    callback.on_batch_end(state, len(labels))
+            mean_loss = total_loss.item() / len(training)
+            seconds = time.perf_counter() - started
+            if not math.isfinite(mean_loss):
+                raise ConfigError(f"the loss is {mean_loss} in epoch {epoch}: lower the learning rate (--lr)")
+            state.history.append(
+                {
+                    "epoch": epoch,
+                    "loss": mean_loss,
+                    "train_accuracy": correct.item() / len(training),
+                    "seconds": seconds,
+                    "images_per_second": len(training) / seconds,
+                    "compiled": step.compiled,
+                }
+            )
             for callback in in_order:
-                callback.on_start(state)
-            for epoch in range(len(state.history) + 1, config.epochs + 1):
-                # Random numbers depend on seed and epoch alone, so that a resumed epoch repeats them.
-                torch.manual_seed(config.seed * 1_000_003 + epoch)
-                generator = torch.Generator(device).manual_seed(config.seed * 1_000_003 + epoch)
-                started = time.perf_counter()
-                total_loss = torch.zeros((), device=device)
-                correct = torch.zeros((), dtype=torch.int64, device=device)
-                model.train()
-                for images, labels in training_batches(
-                    training, config.batch_size, augmentation, generator, len(data.classes)
-                ):
-                    outcome = step(images, labels)
-                    if state.average is not None:
-                        state.average.update_parameters(model)
-                    total_loss += outcome.loss * len(labels)
-                    correct += outcome.correct
-                    for callback in in_order:
-                        callback.on_batch_end(state, len(labels))
-                mean_loss = total_loss.item() / len(training)
-                seconds = time.perf_counter() - started
-                if not math.isfinite(mean_loss):
-                    raise ConfigError(f"the loss is {mean_loss} in epoch {epoch}: lower the learning rate (--lr)")
-                state.history.append(
-                    {
-                        "epoch": epoch,
-                        "loss": mean_loss,
-                        "train_accuracy": correct.item() / len(training),
-                        "seconds": seconds,
-                        "images_per_second": len(training) / seconds,
-                        "compiled": step.compiled,
-                    }
-                )
-                for callback in in_order:
-                    callback.on_epoch_end(state)
-                for callback in in_order:
-                    callback.on_checkpoint(state)
-                if state.stop:
-                    display.log(f"stopped after epoch {epoch}: {state.stop}")
-                    break
-        except (OSError, ConfigError):
-            if rollback and not (path / runs.CHECKPOINT).exists():
-                rollback()
-            raise
+                callback.on_epoch_end(state)
+            for callback in in_order:
+                callback.on_checkpoint(state)
         return _finish(state, in_order, keep_checkpoint)
+
+
+@contextmanager
+def _undone_on_error(path: Path, rollback: Callable[[], None]) -> Iterator[None]:
+    """Remove a new run folder if invalid input or a full disk stops the training before its first checkpoint."""
+    try:
+        yield
+    except (OSError, DualcapsError):
+        if not any((path / name).exists() for name in (runs.CHECKPOINT, runs.RESULT)):
+            rollback()
+        raise
 
 
 def _complete(config: TrainConfig, model: Network, data: ImageDataset) -> TrainConfig:
@@ -294,6 +302,14 @@ def _check_same(run: Run, model: Network, data: ImageDataset, config: TrainConfi
                 )
     if not same_images(data, run):
         raise RunError(f"{run.path}: the images of {data.name} are not those it was started with: start a new run")
+
+
+def _asks_for_more(run: Run, config: TrainConfig) -> bool:
+    """Whether a finished run is to be trained longer; after early stopping this takes more epochs or patience."""
+    assert run.result is not None
+    if run.result.get("stopped_early") and config.epochs <= run.training.epochs:
+        return config.patience != run.training.patience and config.epochs > len(run.history)
+    return config.epochs > len(run.history)
 
 
 def _reopen(run: Run, config: TrainConfig, log: Callable[[str], None]) -> None:

@@ -7,9 +7,9 @@ import numpy as np
 
 from dualcaps.config import DataConfig
 from dualcaps.data.cache import Content, Source
-from dualcaps.data.convert import pixels_from
+from dualcaps.data.convert import common_ranges, pixels_from
 from dualcaps.data.dataset import number_labels
-from dualcaps.data.images import ValueRange, resize, to_grey
+from dualcaps.data.images import resize, to_grey
 from dualcaps.data.limits import largest_content, open_zip, raise_too_large, read_member
 from dualcaps.data.sources.card import Labelled
 from dualcaps.data.sources.encoded import natural_size, relevant_options
@@ -32,10 +32,8 @@ def npz_source(path: Path, config: DataConfig) -> Source:
 def _read(path: Path, config: DataConfig) -> Content:
     arrays, names, notes = read_npz(path)
     name = display_path(path)
-    value_range = config.value_range
-    if value_range is None:
-        value_range = _common_range({part: images for part, (images, _) in arrays.items()}, name)
-    pixels = {part: pixels_from(images, value_range, None, f"{name}: {part}") for part, (images, _) in arrays.items()}
+    ranges = common_ranges({part: images for part, (images, _) in arrays.items()}, config.value_range, name)
+    pixels = {part: pixels_from(images, ranges[part], None, f"{name}: {part}") for part, (images, _) in arrays.items()}
     if len({images.shape[1] for images, _ in pixels.values()}) > 1:
         raise DataError(f"{name}: the parts have not the same number of channels")
     used = next((found for _, found in pixels.values() if found is not None), None)
@@ -55,15 +53,6 @@ def _read(path: Path, config: DataConfig) -> Content:
             images = np.stack([resize(np.ascontiguousarray(image), size) for image in images])
         read[part] = (to_grey(images) if config.channels == 1 and images.shape[1] == 3 else images), numbers[part]
     return Content(read, classes, None, notes, used)
-
-
-def _common_range(arrays: dict[str, np.ndarray], name: str) -> ValueRange | None:
-    """The range that all parts are scaled from; None for 8 bits and booleans."""
-    deep = [array for array in arrays.values() if array.dtype not in (np.uint8, np.dtype(bool))]
-    if not deep:
-        return None
-    both = np.array([extreme for array in deep for extreme in (array.min(), array.max())], deep[0].dtype)
-    return pixels_from(both.reshape(1, 1, -1), None, None, name)[1]
 
 
 def read_npz(

@@ -5,6 +5,7 @@ dataclasses. Nothing here imports torch, which keeps `--help` fast.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -289,12 +290,20 @@ def _frozen(value: Any) -> Any:
 
 def _check_types(config: "DataclassInstance", error: type[DualcapsError]) -> None:
     """Convert values to their fields' types, such as lists to tuples; raise `error` if that is not possible."""
-    hints = typing.get_type_hints(type(config))
-    for field in dataclasses.fields(config):
-        value = _plain(getattr(config, field.name))
-        if not _is_of(value, hints[field.name]):
-            raise error(f"{field.name} must be {_type_text(hints[field.name])}, got {value!r}")
-        object.__setattr__(config, field.name, _with_floats(value, hints[field.name]))
+    for name, hint in _field_types(type(config)):
+        value = getattr(config, name)
+        if type(value) is hint and hint is not float:
+            continue
+        value = _plain(value)
+        if not _is_of(value, hint):
+            raise error(f"{name} must be {_type_text(hint)}, got {value!r}")
+        object.__setattr__(config, name, _with_floats(value, hint))
+
+
+@functools.cache  # a plan of all experiments makes a thousand configurations
+def _field_types(cls: type["DataclassInstance"]) -> tuple[tuple[str, Any], ...]:
+    hints = typing.get_type_hints(cls)
+    return tuple((field.name, hints[field.name]) for field in dataclasses.fields(cls))
 
 
 def _plain(value: Any) -> Any:

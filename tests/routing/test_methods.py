@@ -203,6 +203,7 @@ def digits() -> ImageDataset:
     return load_data("digits", image_size=(20, 20))
 
 
+@pytest.mark.slow  # all methods together
 @pytest.mark.parametrize("method", METHODS)
 def test_a_network_of_each_method_learns_digits(method: str, digits: ImageDataset):
     """Four epochs, far above the tenth of chance."""

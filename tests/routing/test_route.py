@@ -162,6 +162,7 @@ SHAPES_BY_TILE = {
 }
 
 
+@pytest.mark.slow  # in the interpreter, all shapes together
 @pytest.mark.no_cover
 @pytest.mark.parametrize(
     ("tile", "shape"), [(tile, shape) for tile, shapes in SHAPES_BY_TILE.items() for shape in shapes], ids=str

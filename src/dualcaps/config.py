@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 CapsAttentionKind = Literal["none", "element", "capsule", "shared"]
 Gate = Literal["tanh", "sigmoid", "additive"]
-VotesKind = Literal["grid", "position"]
+VotesKind = Literal["grid", "position", "primary"]
 Update = Literal["accumulate", "replace"]
 Split = Literal["official", "random", "views", "azimuth", "elevation"]
 Camera = Literal["left", "right", "both"]
@@ -55,15 +55,17 @@ class ModelConfig:
             vote; see `dualcaps.nn.CapsAttention`.
         gate: Form of the gates of both attention modules: the paper's u + u tanh(…), squeeze and excitation's
             u sigmoid(…), or u + tanh(…), a control with the same layers that is no attention.
-        width: Channels of the first two convolutions of the trunk `paper`; the next two have twice as many.
+        width: Channels of the first two convolutions of the trunk `paper`, of which the next two have twice as many;
+            of the first group of the trunk `residual`, of which the other two have four times as many.
         extra_conv: Add the convolution 256 3x3 that the paper's Table 3 lists and its text lacks.
         iterations: Routing iterations.
         squash_constant: The constant k of the squash.
         update: Whether dynamic routing adds agreement to the logits (Eq. 7) or replaces them.
         decoder: Add the decoder, which reconstructs the image from one class's pose.
-        trunk: The layers from the images to the feature map: paper, sabour, timm:NAME or a registered name.
+        trunk: The layers from the images to the feature map: paper, sabour, residual, timm:NAME or a registered name.
         trunk_weights: A safetensors file of pretrained weights for the trunk, read when the network is created.
-        votes: One matrix for all positions (Eq. 5), or one for each child and parent (Sabour et al. 2017).
+        votes: One matrix for all positions (Eq. 5), one for each child and parent (Sabour et al. 2017), or the
+            latter with 32 normalised primary capsules of 16 dimensions at each position.
         routing: The routing method: dynamic, em, self-attention, inverted-attention, self-routing, uniform
             or a registered name.
         options: Further options of the network, trunk or routing method, as pairs of name and value.

@@ -21,11 +21,13 @@ from dualcaps.nn import (
     GridVotes,
     LayerStack,
     PositionVotes,
+    PrimaryVotes,
     glorot_conv,
     glorot_linear,
     to_unit_range,
 )
 from dualcaps.nn.trunks import TIMM_PREFIX, build_trunk, describe_shape, feature_shape
+from dualcaps.nn.trunks.residual import residual_trunk
 from dualcaps.nn.trunks.timm import load_trunk_weights
 from dualcaps.registry import MODELS as MODELS
 from dualcaps.registry import TRUNKS, load_entry_points, lookup, register_model
@@ -33,6 +35,7 @@ from dualcaps.routing import RoutingIteration, RoutingLayer, iterates, method_op
 
 PARENT_DIM = 16
 _SABOUR_CHILD_DIM = 8
+_PRIMARY_TYPES, _PRIMARY_DIM = 32, 16
 _EXPLICIT_VOTES = 1024  # votes' dimensions per child up to which explicit votes are faster on CUDA
 
 
@@ -149,7 +152,7 @@ class Network(nn.Module):
 
         Args:
             poses: `CapsOutput.poses`.
-            labels: the class whose pose to decode; without it, the longest pose.
+            labels: the class whose pose to decode; by default the one with the longest pose.
 
         Raises:
             ModelError: the network was built without a decoder.
@@ -157,6 +160,18 @@ class Network(nn.Module):
         if self.decoder is None:
             raise ModelError(f"{self.config.name} has no decoder: build a capsule network with decoder=True")
         return self.decoder(poses, poses.norm(dim=-1).argmax(dim=1) if labels is None else labels)
+
+    def initialise_from_data(self, images: Tensor) -> None:
+        """Set weights that are computed from training images; `fit` calls it before the first epoch.
+
+        Trunks that define `initialise_from_data(images)`, images as floats in [0, 1], are called; others have none.
+
+        Args:
+            images: a sample of the training images, uint8 [B, C, H, W].
+        """
+        initialise = getattr(getattr(self, "trunk", None), "initialise_from_data", None)
+        if initialise is not None:
+            initialise(self.prepare(images))
 
     def place(self, device: torch.device) -> "Network":
         """Move to a device, with weights in the memory format channels last, which is fastest for convolutions."""
@@ -188,6 +203,9 @@ class Network(nn.Module):
         return images.contiguous(memory_format=torch.channels_last)
 
 
+_RESIDUAL: dict[str, Any] = {"trunk": "residual", "votes": "primary", "iterations": 2, "decoder": False}
+
+
 @register_model(
     "sabour-capsnet",
     lacks=("conv_attention", "caps_attention", "gate", "width", "extra_conv", "trunk", "trunk_weights", "votes"),
@@ -195,6 +213,10 @@ class Network(nn.Module):
     votes="position",
     squash_constant=1.0,
 )
+@register_model("da-capsnet-r", conv_attention=True, caps_attention="capsule", attention_width=32, **_RESIDUAL)
+@register_model("capsnet-r-caps-att", caps_attention="capsule", attention_width=32, **_RESIDUAL)
+@register_model("capsnet-r-conv-att", conv_attention=True, **_RESIDUAL)
+@register_model("capsnet-r", **_RESIDUAL)
 @register_model("da-capsnet", conv_attention=True, caps_attention="element")
 @register_model("capsnet-caps-att", caps_attention="element")
 @register_model("capsnet-conv-att", conv_attention=True)
@@ -204,14 +226,23 @@ class CapsNet(Network):
 
     Args:
         config: the configuration.
+        attention_width: width of the first layer of Caps-Attention; by default as in `CapsAttention`.
+        readout: how poses become scores: "length", trained with the margin loss, or "linear", the softmax over the
+            classes of one linear layer that all classes share, trained with cross-entropy.
         **options: options of the trunk and of the routing method, by name.
 
     Attributes:
         num_children: number of child capsules.
     """
 
-    def __init__(self, config: ModelConfig, **options: Any) -> None:
+    def __init__(
+        self, config: ModelConfig, attention_width: int | None = None, readout: str = "length", **options: Any
+    ) -> None:
         super().__init__(config)
+        if attention_width is not None and not (isinstance(attention_width, int) and attention_width >= 1):
+            raise ModelError(f"attention_width must be a whole number of at least 1, got {attention_width!r}")
+        if readout not in ("length", "linear"):
+            raise ModelError(f"readout must be one of length, linear, got {readout!r}")
         parents = config.num_classes
         self.trunk = build_trunk(config, {name: options[name] for name in options if _is_of_trunk(name, config)})
         if config.trunk_weights is not None:
@@ -227,6 +258,9 @@ class CapsNet(Network):
                 channels, positions, _SABOUR_CHILD_DIM, parents, PARENT_DIM, config.squash_constant
             )
             children = positions * channels // _SABOUR_CHILD_DIM
+        elif config.votes == "primary":
+            children = rows * columns * _PRIMARY_TYPES
+            self.votes = PrimaryVotes(channels, rows * columns, parents, PARENT_DIM, _PRIMARY_TYPES, _PRIMARY_DIM)
         else:
             self.votes = GridVotes(channels, parents, PARENT_DIM)
             children = rows * columns
@@ -235,8 +269,9 @@ class CapsNet(Network):
         self.caps_attention = (
             nn.Identity()
             if config.caps_attention == "none"
-            else CapsAttention(config.caps_attention, parents, children, PARENT_DIM, config.gate)
+            else CapsAttention(config.caps_attention, parents, children, PARENT_DIM, config.gate, attention_width)
         )
+        self.readout = nn.Linear(PARENT_DIM, 1) if readout == "linear" else None
         if config.decoder:
             self.decoder = Decoder(parents, PARENT_DIM, config.image_shape)
         self.routing = RoutingLayer(
@@ -257,9 +292,25 @@ class CapsNet(Network):
                 squash_constant=self.config.squash_constant,
                 update=self.config.update,
             ).parents
-            return CapsOutput(poses.norm(dim=-1), poses)
-        found = self.routing(self.caps_attention(self.votes(gated_features)))
-        return CapsOutput(found.parents.norm(dim=-1), found.parents)
+        else:
+            poses = self.routing(self.caps_attention(self.votes(gated_features))).parents
+        return CapsOutput(self._scores(poses), poses)
+
+    def classification_loss(
+        self, lengths: Tensor, labels: Tensor, *, label_smoothing: float, class_weight: Tensor | None
+    ) -> Tensor:
+        """The margin loss of the lengths, or the cross-entropy of a linear read-out."""
+        loss = margin_loss if self.readout is None else cross_entropy
+        return loss(lengths, labels, label_smoothing=label_smoothing, class_weight=class_weight)
+
+    def reconstruct(self, poses: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Reconstruct images; see `Network.reconstruct`. By default of the class with the highest score."""
+        return super().reconstruct(poses, self._scores(poses).argmax(dim=1) if labels is None else labels)
+
+    def _scores(self, poses: Tensor) -> Tensor:
+        if self.readout is None:
+            return poses.norm(dim=-1)
+        return self.readout(poses.to(self.readout.weight.dtype)).squeeze(-1).float().softmax(dim=1)
 
     def _with_intermediates(self, features: Tensor, gated_features: Tensor) -> Intermediates:
         votes = self.votes(gated_features)
@@ -268,7 +319,7 @@ class CapsNet(Network):
         found = self.routing(gated_votes, couplings=True, trace=iterations)
         conv_attention, caps_attention = self.conv_attention, self.caps_attention
         return Intermediates(
-            lengths=found.parents.norm(dim=-1),
+            lengths=self._scores(found.parents),
             poses=found.parents,
             features=features,
             conv_gates=conv_attention.gate(features) if isinstance(conv_attention, ConvAttention) else None,
@@ -327,6 +378,9 @@ def _trunk_options(config: ModelConfig) -> tuple[str, ...]:
     return _keywords(lookup(TRUNKS, "trunk", config.trunk).value)
 
 
+_OWN_OPTIONS = ("attention_width", "readout")  # of CapsNet
+
+
 _CAPSULE_FIELDS = (
     *("conv_attention", "caps_attention", "gate", "width", "extra_conv", "iterations", "squash_constant", "update"),
     *("decoder", "trunk", "trunk_weights", "votes", "routing"),
@@ -369,6 +423,32 @@ class CNN(Network):
     ) -> Tensor:
         """Cross-entropy of the softmax."""
         return cross_entropy(lengths, labels, label_smoothing=label_smoothing, class_weight=class_weight)
+
+
+@register_model(
+    "resnet-r", lacks=tuple(sorted({*_CAPSULE_FIELDS} - {"conv_attention", "gate", "width"})), decoder=False
+)
+class ResidualNet(Network):
+    """The trunk of `da-capsnet-r` with a linear layer and softmax instead of capsules, as a control."""
+
+    def __init__(self, config: ModelConfig, grid: int = 2) -> None:
+        super().__init__(config)
+        self.trunk = residual_trunk(config, grid)
+        channels, rows, columns = feature_shape(self.trunk, config)
+        self.conv_attention = ConvAttention(channels, config.gate) if config.conv_attention else nn.Identity()
+        self.classifier = nn.Sequential(nn.Flatten(), nn.Linear(channels * rows * columns, config.num_classes))
+
+    def forward(self, images: Tensor, intermediates: bool = False) -> CapsOutput | Intermediates:
+        """Classify images; see `Network.forward`."""
+        features = self.trunk(self.prepare(images))
+        gated_features = self.conv_attention(features)
+        output = _softmax_output(self.classifier(gated_features))
+        if not intermediates:
+            return output
+        gates = self.conv_attention.gate(features) if isinstance(self.conv_attention, ConvAttention) else None
+        return Intermediates(*output, features=features, conv_gates=gates, gated_features=gated_features)
+
+    classification_loss = CNN.classification_loss
 
 
 class WrappedModule(Network):
@@ -511,7 +591,8 @@ def describe(config: ModelConfig) -> str:
     """A readable description of a network: its name and the switches that differ from the name's defaults."""
     usual = default_switches(config.name)
     differing = {name: getattr(config, name) for name in usual if getattr(config, name) != usual[name]}
-    return ", ".join([config.name, *describe_switches(differing | dict(config.options))])
+    options = set(config.options) - set(MODELS[config.name].defaults.items() if config.name in MODELS else ())
+    return ", ".join([config.name, *describe_switches(differing | dict(sorted(options)))])
 
 
 def describe_switches(switches: Mapping[str, Any]) -> list[str]:
@@ -539,7 +620,7 @@ def _option_names(config: ModelConfig) -> tuple[str, ...] | None:
     if registered is CapsNet:
         if config.trunk.startswith(TIMM_PREFIX):
             return None
-        return (*_trunk_options(config), *method_options(config.routing))
+        return (*_OWN_OPTIONS, *_trunk_options(config), *method_options(config.routing))
     parameters = inspect.signature(registered).parameters.values()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return None

@@ -9,3 +9,4 @@ from dualcaps.nn.layers import glorot_linear as glorot_linear
 from dualcaps.nn.layers import to_unit_range as to_unit_range
 from dualcaps.nn.votes import GridVotes as GridVotes
 from dualcaps.nn.votes import PositionVotes as PositionVotes
+from dualcaps.nn.votes import PrimaryVotes as PrimaryVotes

@@ -54,23 +54,29 @@ class CapsAttention(nn.Module):
 
     Each is two layers, ReLU then tanh. With the gate "sigmoid" the second ends in a sigmoid and
     the output is `u * a`, as in squeeze and excitation; with "additive" it is `u + a`, which is no
-    attention but has the same layers.
+    attention but has the same layers. `hidden` replaces the width of the first layer.
     """
 
     def __init__(
-        self, kind: Literal["element", "capsule", "shared"], parents: int, children: int, dim: int, gate: Gate = "tanh"
+        self,
+        kind: Literal["element", "capsule", "shared"],
+        parents: int,
+        children: int,
+        dim: int,
+        gate: Gate = "tanh",
+        hidden: int | None = None,
     ) -> None:
         super().__init__()
         votes, numbers = parents * children, parents * children * dim
-        inputs, hidden, outputs = {
+        inputs, usual, outputs = {
             "element": (numbers, parents * dim, numbers),
             "capsule": (numbers, votes, votes),
             "shared": (dim, dim, dim),
         }[kind]
         self.kind = kind
         self.kind_of_gate: Gate = gate
-        self.reduce = glorot_linear(inputs, hidden)
-        self.expand = glorot_linear(hidden, outputs)
+        self.reduce = glorot_linear(inputs, hidden or usual)
+        self.expand = glorot_linear(hidden or usual, outputs)
 
     def gate(
         self, votes: Float[Tensor, "batch parents children dim"]

@@ -62,3 +62,28 @@ class PositionVotes(nn.Module):
         children = squash(children.to(torch.promote_types(children.dtype, torch.float32)), self.squash_constant)
         votes = torch.einsum("bni,nio->bno", children.to(self.transform.dtype), self.transform)
         return votes.unflatten(2, (self.parents, self.dim)).transpose(1, 2)
+
+
+class PrimaryVotes(nn.Module):
+    """Votes of normalised primary capsules, with a weight matrix for each (child, parent) pair.
+
+    A 1x1 convolution makes `types` capsules of `child_dim` at each grid position, which LayerNorm scales instead of
+    a squash; child `(row * width + column) * types + type` has its own matrices, as in `PositionVotes`.
+    """
+
+    def __init__(self, channels: int, positions: int, parents: int, dim: int, types: int, child_dim: int) -> None:
+        super().__init__()
+        self.child_dim, self.parents, self.dim = child_dim, parents, dim
+        self.primary = nn.Linear(channels, types * child_dim)
+        self.norm = nn.LayerNorm(child_dim)
+        self.transform = nn.Parameter(torch.empty(positions * types, child_dim, parents * dim))
+        nn.init.trunc_normal_(self.transform, std=0.03, a=-0.06, b=0.06)
+
+    def forward(
+        self, features: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch parents children dim"]:
+        """Compute the primary capsules and their votes for each parent."""
+        children = self.primary(features.permute(0, 2, 3, 1).flatten(1, 2))
+        children = self.norm(children.reshape(features.shape[0], -1, self.child_dim))
+        votes = torch.einsum("bni,nio->bno", children.to(self.transform.dtype), self.transform)
+        return votes.unflatten(2, (self.parents, self.dim)).transpose(1, 2)

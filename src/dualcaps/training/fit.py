@@ -42,6 +42,8 @@ from dualcaps.training.step import TrainingStep
 _MAY_CHANGE = ("data_dir", "source", "compile", "device", "epochs", "patience", "init_from", "trunk_weights")
 """Options that may differ when a run is resumed; the data are compared by the hash of the images."""
 
+_INITIAL_IMAGES = 5_000  # images that weights computed from the data are taken from
+
 
 @dataclass(frozen=True)
 class Result:
@@ -137,6 +139,7 @@ def fit(
                 return _read_finished(existing, model, device)
             _reopen(existing, config, display.log)
             runs.add_session(path, session)
+        model.initialise_from_data(training.images[:: math.ceil(len(training) / _INITIAL_IMAGES)])
         model.place(device)
         selection = data.test if config.protocol == "paper" else data.validation
         state = TrainingState(

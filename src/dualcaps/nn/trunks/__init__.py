@@ -8,6 +8,7 @@ from torch import nn
 from dualcaps.config import ModelConfig
 from dualcaps.errors import ModelError
 from dualcaps.nn.trunks import paper as paper
+from dualcaps.nn.trunks import residual as residual
 from dualcaps.nn.trunks import sabour as sabour
 from dualcaps.nn.trunks.timm import build_timm_trunk
 from dualcaps.registry import TRUNKS, lookup

@@ -22,7 +22,7 @@ from dualcaps.errors import ConfigError, DualcapsError
 from dualcaps.inference import choose_device, choose_precision, predict
 from dualcaps.losses import margin_loss, reconstruction_loss
 from dualcaps.models import CNN, CapsNet, CapsOutput, Network, build_model, create_model
-from dualcaps.nn import PositionVotes
+from dualcaps.nn import PositionVotes, PrimaryVotes
 from dualcaps.training.step import TrainingStep
 
 Candidates = Mapping[str, Callable[[], None]]
@@ -282,7 +282,7 @@ def count_operations(config: ModelConfig) -> float:
 
 
 def estimate_operations(model: Network) -> float:
-    """An estimate of `count_operations` within 10 %, in milliseconds: three times the layers' forward pass.
+    """An estimate of `count_operations` within 10 %, in milliseconds: three times the forward pass of trained layers.
 
     Args:
         model: built on the meta device, so that nothing is computed.
@@ -291,7 +291,8 @@ def estimate_operations(model: Network) -> float:
 
     def count(layer: nn.Module, _: object, output: Tensor) -> None:
         nonlocal total
-        total += 2 * layer.get_parameter("weight")[0].numel() * output.numel()
+        weight = layer.get_parameter("weight")
+        total += (3 if weight.requires_grad else 1) * 2 * weight[0].numel() * output.numel()
 
     # Behind the trunk of our own networks a layer's cost follows from how often it is applied, which is much faster
     # than running it; other networks are run as a whole, except for the decoder.
@@ -304,15 +305,15 @@ def estimate_operations(model: Network) -> float:
     behind = model.decoder if part is model else model
     applied = {"trunk": 0}
     if isinstance(model, CapsNet):
-        applied["votes"] = model.num_children
+        applied["votes"] = model.votes.positions if isinstance(model.votes, PrimaryVotes) else model.num_children
         if model.config.caps_attention == "shared":
             applied["caps_attention"] = model.config.num_classes * model.num_children
     for name, layer in behind.named_modules() if behind is not None else ():
         if isinstance(layer, nn.Linear):
-            total += 2 * layer.weight.numel() * applied.get(name.partition(".")[0], 1)
-        elif isinstance(layer, PositionVotes):
-            total += 2 * layer.transform.numel()
-    return 3.0 * total
+            total += 6 * layer.weight.numel() * applied.get(name.partition(".")[0], 1)
+        elif isinstance(layer, PositionVotes | PrimaryVotes):
+            total += 6 * layer.transform.numel()
+    return float(total)
 
 
 def peak_memory() -> float:

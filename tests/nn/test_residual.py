@@ -29,8 +29,7 @@ def correlated_images(count: int, channels: int, side: int) -> torch.Tensor:
 @pytest.mark.parametrize("name", FAMILY)
 def test_parameters_do_not_grow_with_the_images(name: str):
     counts = [
-        count_parameters(build_on_meta(create_model(name, (3, side, side), 12, width=8).config))
-        for side in (32, 64, 128, 224)
+        count_parameters(build_on_meta(create_model(name, (3, side, side), 12).config)) for side in (32, 64, 128, 224)
     ]
     assert max(counts) <= 1.2 * min(counts)
 

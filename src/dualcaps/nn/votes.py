@@ -73,7 +73,7 @@ class PrimaryVotes(nn.Module):
 
     def __init__(self, channels: int, positions: int, parents: int, dim: int, types: int, child_dim: int) -> None:
         super().__init__()
-        self.child_dim, self.parents, self.dim = child_dim, parents, dim
+        self.positions, self.child_dim, self.parents, self.dim = positions, child_dim, parents, dim
         self.primary = nn.Linear(channels, types * child_dim)
         self.norm = nn.LayerNorm(child_dim)
         self.transform = nn.Parameter(torch.empty(positions * types, child_dim, parents * dim))

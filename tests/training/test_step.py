@@ -17,6 +17,12 @@ from dualcaps.training.step import TrainingStep
 BATCH = 8
 
 
+@pytest.fixture(autouse=True)
+def any_torch(monkeypatch: pytest.MonkeyPatch):
+    """Whether this torch compiles correctly matters to none of these tests, which compile nothing in this process."""
+    monkeypatch.setattr(step, "_COMPILES_ON_CPU", "2")
+
+
 def make_step(said: list[str] | None = None, **options: Any) -> tuple[Network, TrainingStep]:
     torch.manual_seed(0)
     model = create_model("capsnet", (1, 12, 12), 3)
@@ -51,7 +57,19 @@ print("alike")
 """
 
 
+def test_a_torch_that_compiles_wrongly_on_the_cpu_is_not_used_for_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(step, "_COMPILES_ON_CPU", "99")
+    said: list[str] = []
+    _, train = make_step(said, compile="always")
+    assert not train.compiled
+    train(*batch())
+    assert said == [f"not compiled: torch {torch.__version__} compiles routing on the CPU wrongly: update torch"]
+    make_step(said, compile="never")
+    assert len(said) == 1
+
+
 @pytest.mark.slow
+@pytest.mark.skipif(torch.__version__ < step._COMPILES_ON_CPU, reason="this torch compiles wrongly on the CPU")
 def test_compiled_and_eager_steps_train_alike():
     # In a process without the tests' run-time type checks, which cannot be compiled.
     said = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, check=False)

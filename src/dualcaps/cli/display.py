@@ -158,11 +158,13 @@ class GridDisplay:
         self._last: dict[PlannedRun, dict[str, Any]] = {}
 
     def __enter__(self) -> "GridDisplay":
-        self._bars.start()
+        if self._console.is_terminal:  # otherwise rich before 14.3 writes an empty line
+            self._bars.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._bars.stop()
+        if self._console.is_terminal:
+            self._bars.stop()
 
     def on_progress(self, progress: "Progress") -> None:
         """Show a run that started, finished an epoch or ended."""

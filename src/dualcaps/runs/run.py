@@ -228,8 +228,8 @@ def environment(device: "torch.device", precision: str) -> dict[str, Any]:
     return {
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
-        "versions": {name: metadata.version(name) for name in ("dualcaps", "torch", "numpy", "pillow")}
-        | {"python": platform.python_version()},
+        "versions": {name: metadata.version(name) for name in ("dualcaps", "numpy", "pillow")}
+        | {"torch": str(torch.__version__), "python": platform.python_version()},
         "platform": platform.platform(),
         "device": cuda or str(device),
         "processor": _processor(),

@@ -23,6 +23,7 @@ from dualcaps.runs.files import write_bytes
 _WARM_UP, _TIMED = 3, 10
 # The share of time that compiling saves and its duration, as long as this machine has not measured them.
 _USUAL_GAIN, _USUAL_SECONDS = 0.2, 25.0
+_COMPILES_ON_CPU = "2.7"  # with torch 2.6, compiled explicit routing corrupts memory and the process aborts
 
 
 class Outcome(NamedTuple):
@@ -94,6 +95,9 @@ class TrainingStep:
         self._device = next(model.parameters()).device
         self._times: list[float] = []
         self._eager_seconds: float | None = None
+        if compile != "never" and self._device.type == "cpu" and torch.__version__ < _COMPILES_ON_CPU:
+            compile = "never"
+            log(f"not compiled: torch {torch.__version__} compiles routing on the CPU wrongly: update torch")
         self._undecided = compile == "auto"
         self._record = _record_file(model, batch_size, bfloat16, self._device)
         self.compiled = False

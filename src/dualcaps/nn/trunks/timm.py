@@ -60,7 +60,7 @@ def build_timm_trunk(config: ModelConfig, name: str, stage: int | None = None, *
         elif not -1 <= stage < len(strides):
             raise ModelError(f"--trunk timm:{name} has stages 0 to {len(strides) - 1}, got {stage}")
         stage %= len(strides)
-        backbone = timm.create_model(name, out_indices=(stage,), **arguments)  # without the layers after that stage
+        backbone = _create(timm, name, arguments | {"out_indices": (stage,)})  # without the layers after that stage
     except ModelError:
         raise
     except Exception as error:  # timm raises errors of many types for names and options
@@ -70,13 +70,17 @@ def build_timm_trunk(config: ModelConfig, name: str, stage: int | None = None, *
 
 def _strides(timm: Any, name: str, arguments: dict[str, Any]) -> list[int]:
     """How much smaller than the image each feature map of a backbone is."""
+    with torch.device("meta"):
+        return list(_create(timm, name, arguments).feature_info.reduction())
+
+
+def _create(timm: Any, name: str, arguments: dict[str, Any]) -> Any:
     try:
-        with torch.device("meta"):
-            backbone = timm.create_model(name, **arguments)
-    except NotImplementedError:  # older versions of timm compute with weights when they build some backbones
+        return timm.create_model(name, **arguments)
+    except NotImplementedError:  # older versions of timm compute with tensors when they build some backbones
+        device = torch.get_default_device()
         with torch.device("cpu"), torch.random.fork_rng([]):
-            backbone = timm.create_model(name, **arguments)
-    return list(backbone.feature_info.reduction())
+            return timm.create_model(name, **arguments).to(device)
 
 
 def _choose_stage(strides: list[int], size: tuple[int, int]) -> int:

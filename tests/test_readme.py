@@ -13,6 +13,7 @@ from PIL import Image
 from sklearn.utils import Bunch
 
 from dualcaps import registry
+from dualcaps.study.experiments import experiments
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "docs/quickstart.md"]
@@ -33,8 +34,8 @@ def fewer_digits(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def fewer_networks(own_registry: None) -> None:
     """The experiment `attention` has two of its five networks."""
+    card = experiments()["attention"]
     entry = registry.EXPERIMENTS["attention"]
-    card = entry.value()
     smaller = dataclasses.replace(card, networks=card.networks[:2])
     registry.EXPERIMENTS["attention"] = dataclasses.replace(entry, value=lambda: smaller)
 

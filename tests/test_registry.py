@@ -35,6 +35,7 @@ from dualcaps import (
     wrap_module,
 )
 from dualcaps.data.sources import data_set
+from dualcaps.models import describe
 from dualcaps.study.experiments import Experiment, experiments, variant
 from dualcaps.study.plan import plan_runs
 
@@ -155,6 +156,14 @@ def test_an_option_that_a_network_lacks_is_refused():
         create_model("plain", (1, 12, 12), 3, iterations=2)
     with pytest.raises(ModelError, match="unknown switch of plain 'hiden': did you mean 'hidden'"):
         create_model("plain", (1, 12, 12), 3, hiden=5)
+
+
+def test_options_of_any_type_are_described():
+    @register_model("plain", decoder=False, hidden=[4, 5])
+    def plain(config: ModelConfig, hidden: tuple[int, ...] = ()) -> dualcaps.Network:
+        return wrap_module(nn.Flatten(), config.image_shape, config.num_classes)
+
+    assert describe(create_model("plain", (1, 2, 5), 10, hidden=[6]).config) == "plain, hidden (6,)"
 
 
 def test_a_registered_trunk_takes_options_and_must_return_feature_maps():

@@ -591,8 +591,9 @@ def describe(config: ModelConfig) -> str:
     """A readable description of a network: its name and the switches that differ from the name's defaults."""
     usual = default_switches(config.name)
     differing = {name: getattr(config, name) for name in usual if getattr(config, name) != usual[name]}
-    options = set(config.options) - set(MODELS[config.name].defaults.items() if config.name in MODELS else ())
-    return ", ".join([config.name, *describe_switches(differing | dict(sorted(options)))])
+    defaults = MODELS[config.name].defaults if config.name in MODELS else {}
+    options = dict(pair for pair in config.options if pair not in defaults.items())
+    return ", ".join([config.name, *describe_switches(differing | options)])
 
 
 def describe_switches(switches: Mapping[str, Any]) -> list[str]:

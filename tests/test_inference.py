@@ -63,6 +63,14 @@ def test_the_batch_size_does_not_change_a_prediction():
     torch.testing.assert_close(predict(model, images, batch_size=1), predict(model, images), atol=1e-5, rtol=0)
 
 
+def test_test_time_augmentation_averages_over_the_changed_images():
+    model = create_model("da-capsnet", (1, 12, 12), 3)
+    images = torch.randint(256, (30, 1, 12, 12), dtype=torch.uint8)
+    mean = (predict(model, images) + predict(model, images.flip(3))) / 2
+    torch.testing.assert_close(predict(model, images, tta="flip", batch_size=1), mean, atol=1e-5, rtol=0)
+    assert not torch.equal(predict(model, images), mean)
+
+
 def test_predict_turns_dropout_off_and_refuses_other_shapes():
     model = create_model("cnn", (1, 12, 12), 3).train()
     images = torch.randint(256, (5, 1, 12, 12), dtype=torch.uint8)

@@ -31,7 +31,8 @@ Split = Literal["official", "random", "views", "azimuth", "elevation"]
 Camera = Literal["left", "right", "both"]
 Optimizer = Literal["adam", "adamw", "sgd"]
 Schedule = Literal["constant", "cosine", "one-cycle", "step"]
-Protocol = Literal["clean", "paper"]
+Protocol = Literal["clean", "paper", "last"]
+TestTimeAugmentation = Literal["none", "policy", "flip", "shift", "flip-shift"]
 Precision = Literal["float32", "bfloat16"]
 PrecisionChoice = Literal["auto", "float32", "bfloat16"]
 Compile = Literal["auto", "always", "never"]
@@ -187,8 +188,12 @@ class TrainConfig:
         reconstruction_weight: Weight of the reconstruction loss, a sum of squared differences.
         augment: policy moves images up to 10 % and mirrors them where that keeps the class; paper-literal
             always mirrors; none; or names joined by commas of shift, crop, flip, rotate, colour, erase, mixup.
+        tta: Test-time augmentation: the test accuracy, `evaluate` and `predict` average over mirrored images and over
+            images shifted by a 32nd of their side (flip, shift or both); policy is both, without flip where a mirrored
+            image would belong to another class.
         protocol: clean selects the epoch on held-out training images and reads the test images once; paper
-            trains on all training images and selects the epoch on the test images.
+            trains on all training images and selects the epoch on the test images; last trains on all training
+            images and keeps the last epoch, whatever its accuracy.
         patience: Stop after this many epochs without a better accuracy on the images that the epoch is selected on.
         init_from: A run folder with weights to start from; layers of other shapes are initialised.
         precision: Number type of the layers; auto is bfloat16 if the machine is fast at it.
@@ -218,6 +223,7 @@ class TrainConfig:
     ema: float | None = None
     reconstruction_weight: float = 0.0005
     augment: str = "policy"
+    tta: TestTimeAugmentation = "none"
     protocol: Protocol = "clean"
     patience: int | None = None
     init_from: str | None = None
@@ -240,6 +246,8 @@ class TrainConfig:
         for name in ("reconstruction_weight", "weight_decay", "warmup_epochs"):
             if not 0 <= (value := getattr(self, name)) < math.inf:
                 raise ConfigError(f"{name} must be at least 0, got {value}")
+        if self.protocol == "last" and self.patience is not None:
+            raise ConfigError("patience needs a protocol that selects the epoch: leave it out with protocol last")
         if isinstance(self.class_weight, tuple) and not all(0 <= weight < math.inf for weight in self.class_weight):
             raise ConfigError(f"class_weight must be weights of at least 0, got {self.class_weight}")
         if not 0 <= self.seed < 2**32:

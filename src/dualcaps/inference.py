@@ -21,7 +21,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import functional_call
 
-from dualcaps.config import Precision, PrecisionChoice
+from dualcaps.config import Precision, PrecisionChoice, TestTimeAugmentation
+from dualcaps.data.augment import test_time_views
 from dualcaps.data.convert import images_from
 from dualcaps.data.dataset import ImageSplit
 from dualcaps.data.images import read_images
@@ -30,9 +31,10 @@ from dualcaps.errors import ConfigError, DataError, ModelError, RunError
 from dualcaps.models import CapsOutput, Intermediates, Network, build_model
 from dualcaps.nn import to_unit_range
 from dualcaps.registry import DATASETS, load_entry_points
-from dualcaps.runs.run import CONFIG, WEIGHTS, Run
+from dualcaps.runs.run import CONFIG, WEIGHTS, Run, selected_epoch
 
 _BATCHES_READ_AHEAD = 3
+_BATCHES_CHANGED = 16  # copied at once by test-time augmentation
 _CALIBRATION_BINS = 15
 
 
@@ -204,7 +206,7 @@ def load_model(run: str | Path | Run, device: str = "auto", *, model: Network | 
     if not opened.finished:
         if not (opened.path / WEIGHTS).is_file():
             raise RunError(f"{opened.path}: no epoch is finished yet: train on with --resume")
-        best = _best_epoch(opened)
+        best = selected_epoch(opened.training, opened.history)["epoch"] if opened.history else 0
         warnings.warn(
             f"{opened.path} is not finished: these are the weights of epoch {best}, the best of "
             f"{len(opened.history)} of {opened.training.epochs}",
@@ -218,11 +220,6 @@ def load_model(run: str | Path | Run, device: str = "auto", *, model: Network | 
     value_range = opened.provenance["data"].get("value_range")
     model.value_range = None if value_range is None else (value_range[0], value_range[1])
     return model.place(choose_device(device)).eval()
-
-
-def _best_epoch(run: Run) -> int:
-    key = f"{run.selected_on}_accuracy"
-    return max(run.history, key=lambda line: (line[key], line["epoch"]))["epoch"] if run.history else 0
 
 
 @torch.inference_mode()
@@ -268,6 +265,7 @@ def predict(
     *,
     precision: Precision = "float32",
     batch_size: int | None = None,
+    tta: TestTimeAugmentation = "none",
 ) -> Float[Tensor, "count classes"]:
     """The length of each class's capsule for each image.
 
@@ -276,6 +274,7 @@ def predict(
         images: what `dualcaps.data.convert.images_from` takes: a tensor, array or list of images, uint8 from 0 to 255
             or floats in [0, 1], channels first or last; one image; PIL images.
         precision, batch_size: see `run_batches`.
+        tta: test-time augmentation: the mean over changed images, see `dualcaps.data.augment.test_time_views`.
 
     Returns:
         Lengths in [0, 1] on the CPU, in float32.
@@ -294,8 +293,15 @@ def predict(
         model.prepare(pixels)  # raises ModelError
     if not len(pixels):
         return torch.empty(0, model.config.num_classes)
-    batches = run_batches(model, pixels, precision=precision, batch_size=batch_size)
-    return torch.cat([output.lengths.float() for _, output in batches]).cpu()
+    size = batch_size or choose_batch_size(next(model.parameters()).device)
+    parts = []
+    for part in pixels.split(_BATCHES_CHANGED * size) if tta != "none" else [pixels]:
+        lengths = torch.zeros(())
+        for weight, change in test_time_views(tta):
+            batches = run_batches(model, change(part), precision=precision, batch_size=size)
+            lengths = lengths + weight * torch.cat([output.lengths.float() for _, output in batches]).cpu()
+        parts.append(lengths)
+    return torch.cat(parts)
 
 
 def predict_files(
@@ -304,6 +310,7 @@ def predict_files(
     *,
     precision: Precision = "float32",
     batch_size: int | None = None,
+    tta: TestTimeAugmentation = "none",
     unread: dict[int, str] | None = None,
 ) -> Float[Tensor, "count classes"]:
     """`predict` for image files of any size and mode, resized to the network's shape.
@@ -311,7 +318,7 @@ def predict_files(
     The next batches are read while the network computes.
 
     Args:
-        model, precision, batch_size: see `predict`.
+        model, precision, batch_size, tta: see `predict`.
         paths: the files.
         unread: if given, files that cannot be read do not stop the others: their indices in `paths` and
             the reasons are stored here, and their lengths are NaN.
@@ -336,7 +343,8 @@ def predict_files(
                 pixels, skipped = coming.popleft().result()
                 if number + _BATCHES_READ_AHEAD < len(batches):
                     coming.append(reader.submit(read, batches[number + _BATCHES_READ_AHEAD]))
-                answers.append(predict(model, torch.from_numpy(pixels), precision=precision, batch_size=size))
+                images = torch.from_numpy(pixels)
+                answers.append(predict(model, images, precision=precision, batch_size=size, tta=tta))
                 if unread is not None:
                     unread |= {number * size + place: reason for place, reason in sorted(skipped.items())}
         finally:
@@ -348,7 +356,12 @@ def predict_files(
 
 
 def evaluate(
-    model: Network, split: ImageSplit, *, precision: Precision = "float32", batch_size: int | None = None
+    model: Network,
+    split: ImageSplit,
+    *,
+    precision: Precision = "float32",
+    batch_size: int | None = None,
+    tta: TestTimeAugmentation = "none",
 ) -> Evaluation:
     """Evaluate a network on labelled images.
 
@@ -356,7 +369,7 @@ def evaluate(
     names, otherwise by number.
 
     Args:
-        model, precision, batch_size: see `predict`.
+        model, precision, batch_size, tta: see `predict`.
         split: the images and labels.
 
     Raises:
@@ -371,7 +384,7 @@ def evaluate(
     """
     if not len(split):
         raise DataError("no images to evaluate on")
-    lengths = predict(model, split.images, precision=precision, batch_size=batch_size).numpy()
+    lengths = predict(model, split.images, precision=precision, batch_size=batch_size, tta=tta).numpy()
     return Evaluation(lengths, _labels_by_name(model, split), model.classes)
 
 
@@ -396,7 +409,7 @@ def _labels_by_name(model: Network, split: ImageSplit) -> np.ndarray:
 def evaluate_run(
     run: str | Path, source: str | None = None, *, data_dir: str | Path | None = None, device: str = "auto"
 ) -> RunEvaluation:
-    """Evaluate a run on test images, in the precision it was trained in.
+    """Evaluate a run on test images, in the precision and with the test-time augmentation it was trained for.
 
     Args:
         run: the run folder.
@@ -436,7 +449,8 @@ def evaluate_run(
     else:
         split = load_labelled(source, model.classes, model.config.image_shape, value_range=model.value_range)
     trained_in = opened.result["precision"] if opened.result else opened.provenance["sessions"][-1]["precision"]
-    return RunEvaluation(evaluate(model, split, precision=trained_in), model, split, official, tuple(notes))
+    evaluation = evaluate(model, split, precision=trained_in, tta=opened.training.tta)
+    return RunEvaluation(evaluation, model, split, official, tuple(notes))
 
 
 def same_images(data: Any, run: Run) -> bool:

@@ -9,10 +9,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support import draw_shape
+from torch.nn import functional
 
 from dualcaps import Augmentation, ConfigError, ImageDataset, ImageSplit, TrainConfig, create_model, fit
 from dualcaps.config import AUGMENTATIONS
 from dualcaps.data.augment import augment, mix_up, parse_augmentation
+from dualcaps.data.augment import test_time_views as time_views
 from dualcaps.data.batches import training_batches
 
 OF_PIXELS = [name for name in AUGMENTATIONS if name != "mixup"]
@@ -247,3 +249,33 @@ def test_a_network_is_trained_on_augmented_images(names: str, monkeypatch: pytes
         losses.append([line["loss"] for line in result.history])
     assert losses[0] == losses[1] != losses[2]
     assert np.isfinite(losses).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [
+        ("none", [1]),
+        ("flip", [1 / 2, 1 / 2]),
+        ("shift", [1 / 2, 1 / 4, 1 / 4]),
+        ("flip-shift", [1 / 4, 1 / 8, 1 / 8, 1 / 4, 1 / 8, 1 / 8]),
+    ],
+)
+def test_test_time_views_are_the_image_mirrored_and_shifted_by_a_pixel(name: Any, weights: list[float]):
+    images = noise(2, 3, 8, 10)
+    found = [(weight, change(images)) for weight, change in time_views(name)]
+    assert [weight for weight, _ in found] == weights
+    padded = functional.pad(images.float(), (1, 1, 1, 1), mode="reflect").to(torch.uint8)
+    windows = [padded[:, :, 1:-1, 1:-1]]
+    if "shift" in name:
+        windows += [padded[:, :, 2:, 2:], padded[:, :, :-2, :-2]]
+    if "flip" in name:
+        windows += [window.flip(3) for window in windows]
+    for (_, view), window in zip(found, windows, strict=True):
+        assert torch.equal(view, window)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 2), (2, 1)])
+def test_the_smallest_images_can_be_shifted(size: tuple[int, int]):
+    images = noise(2, 1, *size)
+    for _, change in time_views("flip-shift"):
+        assert change(images).shape == images.shape

@@ -21,6 +21,7 @@ from dualcaps import (
     fit,
     inference,
     load_data,
+    load_model,
 )
 from dualcaps.data.batches import training_batches
 from dualcaps.explain.reconstructions import reconstruction_error
@@ -217,6 +218,41 @@ def test_protocol_clean_reads_the_test_images_once_and_paper_selects_on_them(
     paper = train(data, tmp_path / "paper", dataclasses.replace(TINY, protocol="paper"))
     assert read == [len(data.test)] * 3
     assert paper.test_accuracy == paper.selection_accuracy == max(line["test_accuracy"] for line in paper.history)
+
+
+def test_protocol_last_keeps_the_last_epoch_though_another_was_better(
+    data: ImageDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    accuracies = iter([0.5, 0.9, 0.4])
+    evaluate = inference.evaluate
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def forged(model: Network, part, **options):
+        assert len(part) == len(data.test)
+        seen.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        evaluation = evaluate(model, part, **options)
+        accuracy = next(accuracies)
+        return type("Forged", (), {"accuracy": accuracy, "evaluation": evaluation})
+
+    monkeypatch.setattr("dualcaps.training.callbacks.evaluate", forged)
+    config = dataclasses.replace(TINY, protocol="last")
+    result = train(data, tmp_path / "run", config)
+    assert (result.selected_epoch, result.test_accuracy) == (3, 0.4)
+    kept = weights(result.run)
+    assert all(torch.equal(kept[name], tensor) for name, tensor in seen[-1].items())
+    line = result.history[0]
+    assert line["images_per_second"] * line["seconds"] == pytest.approx(len(data.train) + len(data.validation))
+    with pytest.raises(ConfigError, match="patience needs a protocol that selects the epoch"):
+        dataclasses.replace(config, patience=2)
+
+
+def test_the_test_accuracy_is_that_of_the_augmented_predictions(data: ImageDataset, tmp_path: Path):
+    config = dataclasses.replace(TINY, protocol="last", tta="policy")
+    result = train(data, tmp_path / "run", config)
+    assert Run.open(result.run).training.tta == "shift"  # as own images are not mirrored
+    model = load_model(result.run)
+    assert result.test_accuracy == inference.evaluate(model, data.test, tta="shift").accuracy
+    assert inference.evaluate_run(result.run).evaluation.accuracy == result.test_accuracy
 
 
 def test_protocol_paper_also_trains_on_the_validation_images(data: ImageDataset, tmp_path: Path):

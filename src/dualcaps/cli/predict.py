@@ -43,12 +43,15 @@ class Predict:
             raise ConfigError(f"--top must be at least 1, got {self.top}")
 
         from dualcaps.inference import choose_precision, load_model, predict_files
+        from dualcaps.runs.run import Run
 
-        model = load_model(self.trained, self.device)
+        opened = Run.open(self.trained)
+        model = load_model(opened, self.device)
         files = [file for path in self.images for file in _image_files(path)]
         precision = choose_precision(self.precision, next(model.parameters()).device)
         unread: dict[int, str] = {}
-        lengths = predict_files(model, files, precision=precision, unread=unread).numpy()
+        tta = opened.training.tta
+        lengths = predict_files(model, files, precision=precision, tta=tta, unread=unread).numpy()
         if len(unread) == len(files):
             others = f"; the other {len(files) - 1:,} cannot be read either" if len(files) > 1 else ""
             raise DataError(unread[0] + others)

@@ -64,11 +64,11 @@ class Train:
         torch.manual_seed(config.seed)
         model = create_model(self.model, data.image_shape, len(data.classes), **switches)
         result = fit(model, data, config, out=self.out, resume=self.resume, callbacks=callbacks)
-        selected_on = "test" if config.protocol == "paper" else "validation"
+        evaluated_on = "validation" if config.protocol == "clean" else "test"
         epochs = len(result.history)
         for name, value in (
             ("test accuracy", f"{100 * result.test_accuracy:.2f} % of {len(data.test):,} images"),
-            ("selected", f"epoch {result.selected_epoch}, {selected_on} {100 * result.selection_accuracy:.2f} %"),
+            ("selected", f"epoch {result.selected_epoch}, {evaluated_on} {100 * result.selection_accuracy:.2f} %"),
             ("trained", f"{epochs} epoch{'s' * (epochs > 1)}, {sum(line['seconds'] for line in result.history):.0f} s"),
             ("run", str(result.run)),
             ("pictures", ", ".join(path.name for path in sorted(result.run.glob("*.png")))),

@@ -4,12 +4,16 @@ Every image is changed by its own draw. All operations take and return uint8 ima
 images and labels as floats.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.nn import functional
+
+from dualcaps.config import TestTimeAugmentation
 
 _CROP_SHARE = 1 / 8
 _ROTATION_DEGREES = 15.0
@@ -108,6 +112,38 @@ def mix_up(
     return images * pixels + images[partner] * (1 - pixels), one_hot * weight + one_hot[partner] * (1 - weight)
 
 
+def test_time_views(name: TestTimeAugmentation) -> list[tuple[float, Callable[[Tensor], Tensor]]]:
+    """Changes of test images whose predictions are averaged, each with its weight; the weights sum to 1.
+
+    The views of airbench (Jordan 2024, arXiv:2404.00498): "flip" is the image and its mirror image; "shift" the
+    image, with half the weight, and two copies moved along the diagonals by a 32nd of the side, at least one pixel,
+    edges reflected; "flip-shift" both. Differs by averaging lengths instead of logits.
+
+    Args:
+        name: "none", "flip", "shift" or "flip-shift"; `fit` replaces "policy" by one of them.
+    """
+    moved: list[tuple[float, Callable[[Tensor], Tensor]]] = [(1.0, lambda images: images)]
+    if "shift" in name:
+        moved = [(0.5, lambda images: images), (0.25, partial(_moved, sign=1)), (0.25, partial(_moved, sign=-1))]
+    if "flip" not in name:
+        return moved
+    mirrored = [(weight, lambda images, move=move: move(images).flip(3)) for weight, move in moved]
+    return [(weight / 2, move) for weight, move in [*moved, *mirrored]]
+
+
+def _moved(images: Tensor, sign: int) -> Tensor:
+    rows, columns = (
+        _reflected(torch.arange(side, device=images.device) + sign * max(1, round(side / 32)), side)
+        for side in images.shape[2:]
+    )
+    return images[:, :, rows][..., columns]
+
+
+def _reflected(place: Tensor, size: int) -> Tensor:
+    """Positions beyond the first or last of `size` pixels, reflected there."""
+    return ((size - 1) - ((size - 1) - place.abs()).abs()).clamp_(min=0)
+
+
 def _shift_and_flip(images: Tensor, how: Augmentation, generator: torch.Generator) -> Tensor:
     batch, _, height, width = images.shape
 
@@ -135,9 +171,7 @@ def _crop(images: Tensor, generator: torch.Generator) -> Tensor:
     def positions(size: int) -> Tensor:
         margin = max(1, round(size * _CROP_SHARE)) if size > 1 else 0
         start = torch.randint(-margin, margin + 1, (len(images), 1), generator=generator, device=images.device)
-        place = torch.arange(size, device=images.device) + start
-        place = place.abs()  # reflected at the first pixel and at the last
-        return (size - 1) - ((size - 1) - place).abs()
+        return _reflected(torch.arange(size, device=images.device) + start, size)
 
     return _gather(images, positions(images.shape[2]), positions(images.shape[3]))
 

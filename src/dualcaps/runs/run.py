@@ -128,7 +128,7 @@ class Run:
 
     @property
     def selected_on(self) -> str:
-        """The part that the epoch is selected on, "test" or "validation"."""
+        """See the function of this name."""
         return selected_on(self.training)
 
     def weights(self) -> "dict[str, Tensor]":
@@ -137,8 +137,16 @@ class Run:
 
 
 def selected_on(training: TrainConfig) -> str:
-    """The part that a protocol selects the epoch on, "test" or "validation"."""
-    return "test" if training.protocol == "paper" else "validation"
+    """The part that each epoch is evaluated on, and selected on but for protocol `last`: "test" or "validation"."""
+    return "validation" if training.protocol == "clean" else "test"
+
+
+def selected_epoch(training: TrainConfig, history: list[dict[str, Any]]) -> dict[str, Any]:
+    """The entry of the epoch whose weights are kept: the best, of equal ones the last; or the last (`last`)."""
+    if training.protocol == "last":
+        return history[-1]
+    key = f"{selected_on(training)}_accuracy"
+    return max(history, key=lambda line: (line[key], line["epoch"]))
 
 
 def from_format_1(config: dict[str, Any], provenance: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

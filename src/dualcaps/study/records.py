@@ -19,9 +19,9 @@ import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
-from dualcaps.config import DataConfig, ModelConfig, TrainConfig, config_hash, from_json, to_json
+from dualcaps.config import DataConfig, ModelConfig, Protocol, TrainConfig, config_hash, from_json, to_json
 from dualcaps.errors import RunError
 from dualcaps.models import default_switches
 from dualcaps.registry import DATASETS
@@ -52,7 +52,7 @@ class Record:
         run: a hash of its settings, data and device.
         data: the data set and its split.
         network: the network with its switches.
-        protocol: "clean" or "paper".
+        protocol: "clean", "paper" or "last".
         seed: of weights, order and split.
         epochs: number of epochs trained.
         precision: number type of the layers.
@@ -368,7 +368,7 @@ def _check(record: Record) -> None:
         raise ValueError(f"{len(record.history)} of {record.epochs} epochs")
     if not all(map(math.isfinite, numbers)):
         raise ValueError("a number that is not finite")
-    if record.protocol not in ("clean", "paper"):
+    if record.protocol not in get_args(Protocol):
         raise ValueError(f"unknown protocol {record.protocol!r}")
     asked = record.asked
     trained = record.epochs <= asked["training"]["epochs"] and isinstance(asked["data"], dict)

@@ -34,7 +34,7 @@ class TrainingState:
         run: the run folder.
         precision: number type of the layers.
         optimizer: with its state.
-        selection: the images that the epoch is selected on.
+        selection: the images that each epoch is evaluated on.
         selected_on: the part they belong to, "validation" or "test".
         training_images: number of images per epoch.
         history: an entry for each finished epoch; the last is the present one in `on_epoch_end`.
@@ -67,8 +67,8 @@ class TrainingState:
 
     @property
     def selected(self) -> dict[str, Any]:
-        """The best epoch's entry; the last of equal ones, which was trained the longest."""
-        return max(self.history, key=lambda line: (line[f"{self.selected_on}_accuracy"], line["epoch"]))
+        """The entry of the epoch whose weights are kept, see `dualcaps.runs.run.selected_epoch`."""
+        return runs.selected_epoch(self.config, self.history)
 
 
 class Callback:
@@ -94,7 +94,7 @@ class Callback:
 
 
 class Evaluation(Callback):
-    """Accuracy on the images that the epoch is selected on."""
+    """Accuracy on the images that the protocol evaluates each epoch on."""
 
     def on_epoch_end(self, state: TrainingState) -> None:
         """Add the accuracy to the epoch's metrics."""

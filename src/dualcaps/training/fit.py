@@ -52,7 +52,7 @@ class Result:
     Attributes:
         run: the run folder.
         selected_epoch: the epoch whose weights were kept.
-        selection_accuracy: its accuracy on the part it was selected on, 0 to 1.
+        selection_accuracy: its accuracy on the part that epochs are evaluated on, 0 to 1.
         test_accuracy: the kept weights' accuracy on the test part, 0 to 1.
         history: one entry per epoch, as in `metrics.jsonl`.
     """
@@ -116,7 +116,7 @@ def fit(
     assert config.batch_size is not None
     device = choose_device(config.device)
     precision = choose_precision(config.precision, device)
-    training = data.train + data.validation if config.protocol == "paper" else data.train
+    training = data.train if config.protocol == "clean" else data.train + data.validation
     augmentation = parse_augmentation(config.augment, data.flip)
     model.classes, model.value_range = data.classes, data.value_range
 
@@ -141,7 +141,7 @@ def fit(
             runs.add_session(path, session)
         model.initialise_from_data(training.images[:: math.ceil(len(training) / _INITIAL_IMAGES)])
         model.place(device)
-        selection = data.test if config.protocol == "paper" else data.validation
+        selection = data.validation if config.protocol == "clean" else data.test
         state = TrainingState(
             model=model,
             data=data,
@@ -245,7 +245,8 @@ def _undone_on_error(path: Path, rollback: Callable[[], None]) -> Iterator[None]
 def _complete(config: TrainConfig, model: Network, data: ImageDataset) -> TrainConfig:
     """The configuration with the defaults that depend on data and network."""
     lr = default_learning_rate(config.optimizer, model.config) if config.lr is None else config.lr
-    return dataclasses.replace(config, batch_size=config.batch_size or data.batch_size, lr=lr)
+    tta = ("flip-shift" if data.flip else "shift") if config.tta == "policy" else config.tta
+    return dataclasses.replace(config, batch_size=config.batch_size or data.batch_size, lr=lr, tta=tta)
 
 
 def _choose_path(out: str | Path | None, resume: bool, model: Network, data: ImageDataset, config: TrainConfig) -> Path:
@@ -385,10 +386,10 @@ def _finish(state: TrainingState, callbacks: Sequence[Callback], keep_checkpoint
     """Restore the selected weights, evaluate on the test images, write the result."""
     model, data, selected = state.model, state.data, state.selected
     model.load_state_dict(runs.read_weights(state.run))
-    if state.config.protocol == "paper":
+    if state.selected_on == "test" and state.config.tta == "none":
         test_accuracy = selected["test_accuracy"]
     else:
-        test_accuracy = evaluate(model, data.test, precision=state.precision).accuracy
+        test_accuracy = evaluate(model, data.test, precision=state.precision, tta=state.config.tta).accuracy
     for callback in callbacks:
         callback.on_finish(state)
     accuracy = selected[f"{state.selected_on}_accuracy"]

@@ -33,6 +33,7 @@ Optimizer = Literal["adam", "adamw", "sgd"]
 Schedule = Literal["constant", "cosine", "one-cycle", "step"]
 Protocol = Literal["clean", "paper", "last"]
 TestTimeAugmentation = Literal["none", "policy", "flip", "shift", "flip-shift"]
+RecipeName = Literal["paper", "strong", "fast", "photos"]
 Precision = Literal["float32", "bfloat16"]
 PrecisionChoice = Literal["auto", "float32", "bfloat16"]
 Compile = Literal["auto", "always", "never"]
@@ -187,7 +188,8 @@ class TrainConfig:
         ema: Decay of an exponential moving average of the weights, which is then evaluated and kept.
         reconstruction_weight: Weight of the reconstruction loss, a sum of squared differences.
         augment: policy moves images up to 10 % and mirrors them where that keeps the class; paper-literal
-            always mirrors; none; or names joined by commas of shift, crop, flip, rotate, colour, erase, mixup.
+            always mirrors; none; or names joined by commas of policy, shift, crop, flip, rotate, colour, erase,
+            mixup.
         tta: Test-time augmentation: the test accuracy, `evaluate` and `predict` average over mirrored images and over
             images shifted by a 32nd of their side (flip, shift or both); policy is both, without flip where a mirrored
             image would belong to another class.
@@ -254,7 +256,7 @@ class TrainConfig:
             raise ConfigError(f"seed must be from 0 to 4294967295, got {self.seed}")
         if self.augment not in ("policy", "paper-literal", "none"):
             names = self.augment.split(",")
-            if unknown := [name for name in names if name not in AUGMENTATIONS]:
+            if unknown := [name for name in names if name not in ("policy", *AUGMENTATIONS)]:
                 raise ConfigError(
                     f"augment: {unknown[0]!r} is not one of policy, paper-literal, none, {', '.join(AUGMENTATIONS)}"
                 )

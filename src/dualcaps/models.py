@@ -378,6 +378,8 @@ def _trunk_options(config: ModelConfig) -> tuple[str, ...]:
     return _keywords(lookup(TRUNKS, "trunk", config.trunk).value)
 
 
+_UNUSED_BY_TRUNK = {"residual": ("extra_conv",), "sabour": ("width", "extra_conv"), "timm": ("width", "extra_conv")}
+
 _OWN_OPTIONS = ("attention_width", "readout")  # of CapsNet
 
 
@@ -549,6 +551,9 @@ def configure(
         available = method_options(config.routing)
         if iterates(config.routing):
             available = (*available, "iterations")
+        for switch in _UNUSED_BY_TRUNK.get(config.trunk.partition(":")[0], ()):
+            if switch in switches and switches[switch] != default_switches(name)[switch]:
+                raise ModelError(f"trunk {config.trunk} has no {switch}: leave that option out")
         for switch in ("iterations", "squash_constant", "update"):
             if switch in switches and switch not in available and switches[switch] != default_switches(name)[switch]:
                 raise ModelError(f"routing {config.routing} has no {switch}: leave that option out")

@@ -85,7 +85,7 @@ def test_files_are_written_even_if_the_reader_of_the_output_stops(run: Path):
 
 
 def test_runs_that_cannot_be_used_are_one_line(run_cli: Callable, run: Path, run_copy: Path, shapes: Path):
-    assert_one_line(run_cli("train", shapes, *FAST, "--out", run), "exists already", "--resume")
+    assert_one_line(run_cli("train", shapes, *FAST, "--model", "capsnet", "--out", run), "exists already", "--resume")
     train = ("train", shapes, *FAST, "--model", "capsnet", "--out", run_copy, "--resume")
     assert_one_line(run_cli(*train, "--batch-size", 5), "batch_size was 128, now 5")
     assert_one_line(run_cli("evaluate", run, "imagenet"), "unknown data set 'imagenet'")

@@ -18,7 +18,9 @@ def test_every_field_is_documented(config: type):
 
 def test_every_field_has_an_option_with_its_default():
     assert DataConfig(**vars(options.DataOptions())) == DataConfig()
-    assert TrainConfig(**vars(options.TrainingOptions())) == TrainConfig()
+    assert [field.name for field in dataclasses.fields(options.TrainingOptions)] == [
+        field.name for field in dataclasses.fields(TrainConfig)
+    ]
     fields = {field.name for field in dataclasses.fields(ModelConfig)}
     assert {field.name for field in dataclasses.fields(options.NetworkOptions)} == fields - {
         *("name", "image_shape", "num_classes", "options")
@@ -44,10 +46,11 @@ def test_a_new_field_becomes_an_option():
     assert options.attribute_docs(Config)["size"] == "How large it is, in several lines."
 
 
-def test_switches_that_were_not_given_are_left_to_the_network():
-    assert options.network_switches(options.NetworkOptions()) == {}
+def test_options_that_were_not_given_are_left_to_the_network_or_the_recipe():
+    assert options.given_options(options.TrainingOptions()) == {}
+    assert options.given_options(options.NetworkOptions()) == {}
     given = options.NetworkOptions(decoder=False, conv_attention=True, width=64)
-    assert options.network_switches(given) == {"decoder": False, "conv_attention": True, "width": 64}
+    assert options.given_options(given) == {"decoder": False, "conv_attention": True, "width": 64}
 
 
 def test_further_options_are_json_or_text():

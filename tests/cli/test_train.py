@@ -34,7 +34,9 @@ def test_letters_in_mixed_sizes_and_modes_are_trained_evaluated_and_predicted(ru
             mode = ("L", "RGB", "RGBA", "P", "1")[number]
             image.convert(mode).save(letters / letter / f"{number}.png")
 
-    assert_one_line(run_cli("train", letters, "--image-size", 512, 512), "--caps-attention shared")
+    assert_one_line(
+        run_cli("train", letters, "--model", "da-capsnet", "--image-size", 512, 512), "--caps-attention shared"
+    )
     trained = run_cli("train", letters, *FAST, "--model", "capsnet", "--out", "letters-run")
     assert trained.code == 0, trained.err
     assert "test accuracy" in trained.out
@@ -67,7 +69,7 @@ def test_letters_in_mixed_sizes_and_modes_are_trained_evaluated_and_predicted(ru
 
 def test_switches_reach_the_network_and_options_the_training(run_cli: Callable, shapes: Path):
     options = ("--caps-attention", "shared", "--iterations", 2, "--update", "replace", "--no-decoder", "--extra-conv")
-    options += ("--gate", "sigmoid", "--width", 20, "--options", "update=accumulate")
+    options += ("--model", "da-capsnet", "--gate", "sigmoid", "--width", 20, "--options", "update=accumulate")
     assert_one_line(run_cli("train", shapes, *options, "--options", "update"), "--options update: write NAME=VALUE")
     options = options[:-2]
     training = ("--lr", 0.01, "--optimizer", "sgd", "--schedule", "cosine", "--class-weight", 1, 2, 0.5)
@@ -167,7 +169,7 @@ def test_images_that_cannot_be_used_are_one_line_and_leave_nothing(run_cli: Call
         Image.new("L", (6, 6)).save(shapes_folder / "down" / f"{number:02}.png")
     shutil.copytree(shapes_folder / "down", shapes_folder / "up")
     too_small = "images of 6x6 pixels with 1 channel are too small"
-    assert_one_line(run_cli("train", shapes_folder), too_small, "--image-size")
+    assert_one_line(run_cli("train", shapes_folder, "--model", "da-capsnet"), too_small, "--image-size")
     assert not list(Path.cwd().iterdir())
 
 
@@ -199,7 +201,7 @@ def test_a_full_disk_is_one_line(run_cli: Callable, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr("dualcaps.runs.files.write_bytes", full)
     monkeypatch.setattr("dualcaps.runs.files.write_with", full)
-    assert_one_line(run_cli("train", shapes, *FAST), "No space left on device")
+    assert_one_line(run_cli("train", shapes, *FAST, "--model", "capsnet"), "No space left on device")
     assert not list(Path.cwd().iterdir())
 
 
@@ -216,9 +218,11 @@ def test_an_interrupted_training_says_how_to_continue(run_cli: Callable, monkeyp
         raise KeyboardInterrupt
 
     monkeypatch.setattr("dualcaps.training.fit.fit", interrupted)
-    said = run_cli("train", shapes, "--out", "my run")
+    said = run_cli("train", shapes, "--model", "da-capsnet", "--out", "my run")
     assert said.code == 130
-    assert said.err.endswith(f"dualcaps: interrupted; to continue: dualcaps train {shapes} --out 'my run' --resume\n")
+    assert said.err.endswith(
+        f"dualcaps: interrupted; to continue: dualcaps train {shapes} --model da-capsnet --out 'my run' --resume\n"
+    )
 
 
 def test_a_bug_is_not_reported_as_invalid_input(run_cli: Callable, monkeypatch: pytest.MonkeyPatch):
@@ -292,7 +296,7 @@ def test_plugins_that_cannot_be_loaded_are_one_line(run_cli: Callable):
 @pytest.mark.skipif(sys.platform == "win32", reason="kills by signal")
 def test_killed_at_random_moments_of_training_it_resumes_to_the_same_weights(shapes: Path, tmp_path: Path):
     command = [
-        *(sys.executable, "-m", "dualcaps", "train", str(shapes), "--epochs", "20"),
+        *(sys.executable, "-m", "dualcaps", "train", str(shapes), "--model", "da-capsnet", "--epochs", "20"),
         *("--batch-size", "8", "--precision", "float32", "--device", "cpu", "--resume", "--out"),
     ]
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}

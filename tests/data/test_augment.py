@@ -44,6 +44,12 @@ def constant(value: int, *shape: int) -> torch.Tensor:
     return torch.full(shape, value, dtype=torch.uint8)
 
 
+@pytest.mark.parametrize("flip", [False, True])
+def test_policy_can_be_joined_with_names(flip: bool):
+    assert parse_augmentation("policy,erase", flip) == Augmentation(flip=flip, erase=True)
+    assert parse_augmentation("policy", flip) == Augmentation(flip=flip)
+
+
 def test_names_are_parsed_to_what_they_say():
     for name in AUGMENTATIONS:
         how = only(name)

@@ -136,14 +136,19 @@ else:
         leave_out=("name", "image_shape", "num_classes", "options"),
         always_optional="the network's own",
     )
-    TrainingOptions = _options_of("TrainingOptions", TrainConfig, description="How to train.")
+    TrainingOptions = _options_of(
+        "TrainingOptions",
+        TrainConfig,
+        description="Where training differs from the recipe.",
+        always_optional="the recipe's",
+    )
 
 
-def network_switches(options: NetworkOptions) -> dict[str, Any]:
-    """The switches of `create_model` that were given; the others are left to the network.
+def given_options(options: NetworkOptions | TrainingOptions) -> dict[str, Any]:
+    """The options that were given; the others are left to the network or the recipe.
 
     Example:
-        >>> network_switches(NetworkOptions(routing="uniform", decoder=False))
+        >>> given_options(NetworkOptions(routing="uniform", decoder=False))
         {'decoder': False, 'routing': 'uniform'}
     """
     return {

@@ -1,7 +1,7 @@
 """`dualcaps train`."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,10 +14,10 @@ from dualcaps.cli.options import (
     NetworkOptions,
     PluginFiles,
     TrainingOptions,
-    network_switches,
+    given_options,
     parse_options,
 )
-from dualcaps.config import TrainConfig
+from dualcaps.config import DataConfig, ModelConfig, RecipeName, TrainConfig
 from dualcaps.errors import ConfigError, unknown_name
 
 if TYPE_CHECKING:
@@ -29,7 +29,12 @@ class Train:
     """Train a network and keep the run in a folder."""
 
     data: tyro.conf.OmitArgPrefixes[DataOptions] = dataclasses.field(default_factory=DataOptions)
-    model: Annotated[str, tyro.conf.arg(metavar="NAME")] = "da-capsnet"
+    recipe: Annotated[RecipeName | None, tyro.conf.arg(help_behavior_hint="(default: by the data)")] = None
+    """Network and training by name: paper, as in the paper; strong, for the highest accuracy; fast, in a few minutes;
+    photos, for your own images, which is their default. Other options take precedence."""
+    minutes: float = 15.0
+    """photos: how long training may take; the image size is chosen by it."""
+    model: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: the recipe's)")] = None
     """The network; `dualcaps models` lists them."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")] = None
     """Run folder, by default runs/<data>-<model>-seed<seed>, numbered if that exists."""
@@ -49,20 +54,38 @@ class Train:
 
     def run(self) -> None:
         """Load the images, build the network, train it, print the result."""
-        config = TrainConfig(**vars(self.training))
-        switches = network_switches(self.network) | parse_options(self.options)
+        given = given_options(self.training)
+        TrainConfig(**given)  # refuses wrong values before torch is imported, which takes a second
+        if not self.minutes > 0:
+            raise ConfigError(f"--minutes must be above 0, got {self.minutes:g}")
+        switches = given_options(self.network) | parse_options(self.options)
 
         import torch
 
-        from dualcaps.data.load import load_data
-        from dualcaps.models import create_model
+        from dualcaps.data.load import complete_config, load_data
+        from dualcaps.models import configure, create_model
         from dualcaps.training.fit import fit
+        from dualcaps.training.recipes import RECIPES, default_recipe
 
         callbacks = _loggers(self.logger)
-        data = load_data(**vars(self.data))
+        options = complete_config(**vars(self.data))
+        recipe = RECIPES[self.recipe or default_recipe(options.source, self.model)]
+        name = self.model or recipe.model
+        if name == recipe.model:
+            switches = {**recipe.network, **switches}
+        config = dataclasses.replace(recipe.training, **given)
+        if recipe is RECIPES["photos"]:
+
+            def network(image_shape: tuple[int, int, int], num_classes: int) -> ModelConfig:
+                return configure(name, image_shape, num_classes, **switches)
+
+            options = self._with_image_size(options, name, network, config)
+        data = load_data(**vars(options))
+        if "epochs" not in given:
+            config = dataclasses.replace(config, epochs=recipe.epochs(len(data.train)))
         print_notes(data.notes)
         torch.manual_seed(config.seed)
-        model = create_model(self.model, data.image_shape, len(data.classes), **switches)
+        model = create_model(name, data.image_shape, len(data.classes), **switches)
         result = fit(model, data, config, out=self.out, resume=self.resume, callbacks=callbacks)
         evaluated_on = "validation" if config.protocol == "clean" else "test"
         epochs = len(result.history)
@@ -74,6 +97,34 @@ class Train:
             ("pictures", ", ".join(path.name for path in sorted(result.run.glob("*.png")))),
         ):
             print(f"{name:<15}{value}")
+
+    def _with_image_size(
+        self,
+        options: DataConfig,
+        model: str,
+        network: Callable[[tuple[int, int, int], int], ModelConfig],
+        config: TrainConfig,
+    ) -> DataConfig:
+        """The data options with the image size of the run to resume, or with what `plan_photos` chooses."""
+        from dualcaps.data.load import source_name
+        from dualcaps.runs.run import Run
+        from dualcaps.training.fit import default_path
+        from dualcaps.training.recipes import plan_photos
+
+        if self.resume:
+            path = self.out or default_path(source_name(options), model, config.seed, resume=True)
+            if path.exists():
+                return dataclasses.replace(options, image_size=options.image_size or Run.open(path).data.image_size)
+        epochs = None if self.training.epochs is None else config.epochs
+        plan = plan_photos(options, network, config, epochs=epochs, minutes=self.minutes)
+        height, width = plan.image_size
+        print_notes(
+            [
+                f"recipe photos: {model}, images of {height}x{width} pixels ({plan.reason}), {plan.epochs} epoch{'s' * (plan.epochs > 1)}, "
+                f"about {max(1, round(plan.seconds / 60))} min (--minutes, --image-size, --epochs change this)"
+            ]
+        )
+        return dataclasses.replace(options, image_size=plan.image_size)
 
 
 def _loggers(names: Sequence[str]) -> "list[Callback]":

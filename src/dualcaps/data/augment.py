@@ -50,14 +50,16 @@ def parse_augmentation(text: str, flip: bool) -> Augmentation | None:
     """The augmentation that `TrainConfig.augment` names; None for no change.
 
     Args:
-        text: "policy", "paper-literal", "none", or names of `dualcaps.config.AUGMENTATIONS` joined by commas.
+        text: "paper-literal", "none", or "policy" and names of `dualcaps.config.AUGMENTATIONS` joined by commas.
         flip: whether a mirrored image of this data set still belongs to its class, for "policy".
     """
     if text == "none":
         return None
-    if text in ("policy", "paper-literal"):
-        return Augmentation(flip=flip or text == "paper-literal")
+    if text == "paper-literal":
+        return Augmentation(flip=True)
     names = set(text.split(","))
+    if "policy" in names:
+        names |= {"shift", "flip"} if flip else {"shift"}
     return Augmentation(
         shift=0.1 if "shift" in names else 0.0,
         **{name: name in names for name in ("flip", "crop", "rotate", "colour", "erase", "mixup")},

@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -61,12 +62,14 @@ class Source:
         options: all options that the content depends on; JSON-serialisable.
         read: reads the content; raises DataError.
         notes: see `ImageDataset.notes`; about finding the files.
+        sizes: counts own images of each size (height, width) before resizing; raises DataError.
     """
 
     files: Sequence[Path]
     options: dict[str, Any]
     read: Callable[[], Content]
     notes: tuple[str, ...] = ()
+    sizes: Callable[[], Counter[tuple[int, int]]] = Counter
 
     @functools.cached_property
     def folder(self) -> str:

@@ -10,6 +10,7 @@ import os
 import struct
 import threading
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
@@ -52,13 +53,13 @@ Encoded = Path | bytes
 class Inspected(NamedTuple):
     """Information from the headers of images.
 
-    sizes: the distinct sizes (height, width).
+    sizes: the number of images of each size (height, width).
     colour: whether any image is in colour.
     deep: indices of images with more than 8 bits per channel.
     unread: reasons, by index, why images cannot be read.
     """
 
-    sizes: set[tuple[int, int]]
+    sizes: Counter[tuple[int, int]]
     colour: bool
     deep: list[int]
     unread: dict[int, str]
@@ -84,7 +85,7 @@ def inspect_images(images: Sequence[Encoded], name: str = "") -> Inspected:
         headers = list(pool.map(header, range(len(images))))
     known = [found for found in headers if found]
     deep = [number for number, found in enumerate(headers) if found and found[2]]
-    return Inspected({size for size, _, _ in known}, any(colour for _, colour, _ in known), deep, unread)
+    return Inspected(Counter(size for size, _, _ in known), any(colour for _, colour, _ in known), deep, unread)
 
 
 def find_value_range(images: Sequence[Encoded], name: str = "") -> tuple[ValueRange | None, dict[int, str]]:

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
@@ -19,7 +20,7 @@ from dualcaps.data.images import ValueRange, inspect_images
 from dualcaps.data.sources import DataSet, data_set
 from dualcaps.data.sources.encoded import natural_size
 from dualcaps.data.sources.files import cache_folder, checksum, find_files, is_official, missing
-from dualcaps.data.sources.folder import class_name, list_classes, own_source, part_folders, read_labelled
+from dualcaps.data.sources.folder import class_name, list_classes, own_source, part_folders, read_labelled, unwrap
 from dualcaps.data.sources.parquet import list_parquet
 from dualcaps.errors import DataError, display_path, unknown_name
 from dualcaps.registry import DATASETS, load_entry_points, lookup
@@ -85,6 +86,11 @@ def complete_config(source: str | Path, **options: Any) -> DataConfig:
     return dataclasses.replace(config, test=config.test or (card.test if card else _OWN_TEST_SHARE))
 
 
+def source_name(config: DataConfig) -> str:
+    """The name that a data set has in run folders and tables: of own images the name of their folder or file."""
+    return config.source if _is_named(config) else class_name(Path(config.source).stem)
+
+
 def _is_named(config: DataConfig) -> bool:
     return config.source in DATASETS
 
@@ -122,7 +128,7 @@ def _dataset(config: DataConfig, content: Content, sha256: str, found: str, sour
         content.parts,
         content.classes,
         config,
-        name=config.source if card else class_name(Path(config.source).stem),
+        name=source_name(config),
         flip=card.flip if card else False,
         batch_size=card.batch_size if card else 128,
         together=2 if config.camera == "both" else 1,  # the two pictures of a stereo pair
@@ -226,7 +232,7 @@ def inspect_source(config: DataConfig, *, download: bool = False) -> SourceInfo:
         shape = (config.channels or card.channels, height, width)
         return SourceInfo(card.name, shape, card.classes_of(config), *_shares(card.counts(config), config), "")
     images, _ = _find(config, download=False)
-    name = class_name(Path(config.source).stem)
+    name = source_name(config)
     key = file_fingerprint(images)  # the same before and after the images are packed
     if packed := peek(images, cache_folder()):
         content, _ = packed
@@ -242,11 +248,21 @@ def inspect_source(config: DataConfig, *, download: bool = False) -> SourceInfo:
         shape = (config.channels or channels, height, width)
         return SourceInfo(name, shape, content.classes, *_shares(counts, config), key)
     inspected = inspect_images(images.files)
-    height, width = config.image_size or natural_size(inspected.sizes or {(1, 1)})
+    height, width = config.image_size or natural_size(set(inspected.sizes) or {(1, 1)})
     shape = (config.channels or (3 if inspected.colour else 1), height, width)
-    by_part = {part: list_classes(folder) for part, folder in part_folders(root).items()}
+    by_part = {part: list_classes(folder) for part, folder in part_folders(unwrap(root)[0]).items()}
     counts = {part: sum(map(len, by_class.values())) for part, by_class in by_part.items()}
     return SourceInfo(name, shape, tuple(by_part["train"]), *_shares(counts, config), key)
+
+
+def image_sizes(config: DataConfig) -> Counter[tuple[int, int]]:
+    """The number of own images of each size (height, width), before resizing; none for named data sets.
+
+    Raises:
+        DataError: the files cannot be found or read.
+    """
+    images, _ = _find(config, download=False)
+    return images.sizes()
 
 
 def _shares(counts: dict[str, int], config: DataConfig) -> tuple[int, int, int]:

@@ -121,7 +121,7 @@ def fit(
     model.classes, model.value_range = data.classes, data.value_range
 
     display = ProgressDisplay(quiet)
-    path = _choose_path(out, resume, model, data, config)
+    path = Path(out) if out is not None else default_path(data.name, model.config.name, config.seed, resume=resume)
     session = {**runs.environment(device, precision), "plugins": list(loaded_plugins())}
     existing = Run.open(path) if resume and path.exists() else None
     rollback = None
@@ -249,11 +249,10 @@ def _complete(config: TrainConfig, model: Network, data: ImageDataset) -> TrainC
     return dataclasses.replace(config, batch_size=config.batch_size or data.batch_size, lr=lr, tta=tta)
 
 
-def _choose_path(out: str | Path | None, resume: bool, model: Network, data: ImageDataset, config: TrainConfig) -> Path:
-    if out is not None:
-        return Path(out)
+def default_path(data: str, model: str, seed: int, *, resume: bool) -> Path:
+    """The run folder where none is given, by names and seed: a free one, or the last existing one to resume."""
     choose = runs.latest_run_path if resume else runs.free_run_path
-    return choose(f"{data.name}-{model.config.name}-seed{config.seed}")
+    return choose(f"{data}-{model}-seed{seed}")
 
 
 def _check_fits(model: Network, data: ImageDataset) -> None:

@@ -43,7 +43,7 @@ def read_coil(path: Path, objects: int, size: tuple[int, int]) -> np.ndarray:
             inspected = inspect_images([content], f"{path}: {name}")
             if inspected.unread:
                 raise DataError(inspected.unread[0])
-            if inspected.sizes != {(_COIL_SIDE, _COIL_SIDE)}:
+            if set(inspected.sizes) != {(_COIL_SIDE, _COIL_SIDE)}:
                 raise DataError(
                     f"{path}: {name} does not have the {_COIL_SIDE}x{_COIL_SIDE} pixels of COIL-20's pictures"
                 )

@@ -54,7 +54,7 @@ def read_encoded(
                 f"{len(inspected.deep):,} images are not of 8 bits: values {value_range[0]:g} to {value_range[1]:g} "
                 "taken as black to white (--value-range)",
             )
-    sizes = inspected.sizes or {(_RESIZED_SIDE, _RESIZED_SIDE)}
+    sizes = set(inspected.sizes) or {(_RESIZED_SIDE, _RESIZED_SIDE)}
     height, width = config.image_size or natural_size(sizes)
     shape = (config.channels or (3 if inspected.colour else 1), height, width)
     pixels = read_images(images, shape, name, unread, value_range)

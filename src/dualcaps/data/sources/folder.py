@@ -13,7 +13,7 @@ import numpy as np
 from dualcaps.config import DataConfig
 from dualcaps.data.cache import Content, Source
 from dualcaps.data.dataset import natural_order
-from dualcaps.data.images import IMAGE_SUFFIXES, ValueRange, read_images
+from dualcaps.data.images import IMAGE_SUFFIXES, ValueRange, inspect_images, read_images
 from dualcaps.data.sources.encoded import read_encoded, relevant_options
 from dualcaps.data.sources.npz import npz_source
 from dualcaps.data.sources.parquet import list_parquet, parquet_source
@@ -59,7 +59,7 @@ def own_source(path: Path, config: DataConfig) -> Source:
         if "train" not in parts:
             raise DataError(f"{display_path(path)}: no Parquet file of a training part (train-….parquet)")
         return parquet_source(parts, config)
-    root, notes = _unwrap(path)
+    root, notes = unwrap(path)
     folders = part_folders(root)
     if "train" not in folders:
         named = " and ".join(display_path(folder.name) for folder in folders.values())
@@ -84,7 +84,13 @@ def own_source(path: Path, config: DataConfig) -> Source:
     files = [file for by_class in listed.values() for images in by_class.values() for file in images]
     notes += (f"{len(files):,} image files used{_reasons(skipped)}",)
     relevant = {"own": True, **relevant_options(config)}
-    source = Source(files, relevant, lambda: _read_folder(root, source.folder, listed, classes, config), notes)
+    source = Source(
+        files,
+        relevant,
+        lambda: _read_folder(root, source.folder, listed, classes, config),
+        notes,
+        lambda: inspect_images(files).sizes,
+    )
     return source
 
 
@@ -224,7 +230,7 @@ def _note_equal_subfolders(root: Path) -> tuple[str, ...]:
     return ()
 
 
-def _unwrap(folder: Path) -> tuple[Path, tuple[str, ...]]:
+def unwrap(folder: Path) -> tuple[Path, tuple[str, ...]]:
     """The folder below one that contains nothing else, as is common for unpacked archives."""
     notes: tuple[str, ...] = ()
     while len(inside := _visible_folders(folder)) == 1:

@@ -1,6 +1,7 @@
 """A .npz file of images and labels, in the layouts of Keras, MedMNIST and others."""
 
 import io
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,17 @@ _CLASS_WORDS = ("classes", "class_names", "label_names", "names")
 
 def npz_source(path: Path, config: DataConfig) -> Source:
     """A .npz file, found but not read."""
-    return Source([path], {"own": True, **relevant_options(config)}, lambda: _read(path, config))
+    return Source(
+        [path], {"own": True, **relevant_options(config)}, lambda: _read(path, config), (), lambda: _sizes(path)
+    )
+
+
+def _sizes(path: Path) -> Counter[tuple[int, int]]:
+    sizes: Counter[tuple[int, int]] = Counter()
+    for images, _ in read_npz(path)[0].values():
+        one, _ = pixels_from(np.zeros((1, *images.shape[1:]), np.uint8), None, None, display_path(path))
+        sizes[one.shape[2], one.shape[3]] += len(images)
+    return sizes
 
 
 def _read(path: Path, config: DataConfig) -> Content:

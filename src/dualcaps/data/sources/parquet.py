@@ -1,6 +1,7 @@
 """Parquet files of images and labels, as Hugging Face stores data sets."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 from dualcaps.config import DataConfig
 from dualcaps.data.cache import Content, Source
 from dualcaps.data.dataset import number_labels
+from dualcaps.data.images import inspect_images
 from dualcaps.data.limits import largest_content, raise_too_large
 from dualcaps.data.sources.encoded import read_encoded, relevant_options
 from dualcaps.errors import DataError
@@ -20,7 +22,11 @@ _LONGEST_NAME = 200
 def parquet_source(parts: Mapping[str, Sequence[Path]], config: DataConfig) -> Source:
     """The Parquet files of each part, found but not read."""
     files = [file for found in parts.values() for file in found]
-    return Source(files, {"own": True, **relevant_options(config)}, lambda: _read(parts, config))
+
+    def sizes() -> Counter[tuple[int, int]]:
+        return inspect_images([image for file in files for image in read_parquet(file)[0]], str(files[0])).sizes
+
+    return Source(files, {"own": True, **relevant_options(config)}, lambda: _read(parts, config), (), sizes)
 
 
 def list_parquet(folder: Path) -> list[Path]:

@@ -118,9 +118,10 @@ class Train:
         epochs = None if self.training.epochs is None else config.epochs
         plan = plan_photos(options, network, config, epochs=epochs, minutes=self.minutes)
         height, width = plan.image_size
+        count = f"{plan.epochs} epoch{'s' * (plan.epochs > 1)}"
         print_notes(
             [
-                f"recipe photos: {model}, images of {height}x{width} pixels ({plan.reason}), {plan.epochs} epoch{'s' * (plan.epochs > 1)}, "
+                f"recipe photos: {model}, images of {height}x{width} pixels ({plan.reason}), {count}, "
                 f"about {max(1, round(plan.seconds / 60))} min (--minutes, --image-size, --epochs change this)"
             ]
         )

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as the command line does, for all candidates
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 

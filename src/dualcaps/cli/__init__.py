@@ -29,6 +29,7 @@ from dualcaps.cli.reproduce import Reproduce
 from dualcaps.cli.train import Train
 from dualcaps.errors import DualcapsError, describe_os_error
 from dualcaps.registry import load_plugin
+from dualcaps.threads import prepare_threads
 
 _Command = (
     Annotated[Train, tyro.conf.subcommand("train")]
@@ -41,6 +42,7 @@ _Command = (
     | Annotated[Report, tyro.conf.subcommand("report")]
 )
 _COMMANDS = ("train", "evaluate", "predict", "models", "data", "bench", "reproduce", "report")
+_COMPUTING = (["train"], ["reproduce"], ["bench"])
 _DATA_ACTIONS = ("list", "check", "get", "show")
 
 
@@ -70,6 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments)
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch then asks for large pages, and waits for fewer of them
     make_printable(sys.stdout, sys.stderr)
+    fewer_threads = prepare_threads()
+    if fewer_threads and given[:1] in _COMPUTING:
+        print_notes([fewer_threads])
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")  # what matters of a damaged image becomes an error
         warnings.filterwarnings("always", category=UserWarning, module="dualcaps")

@@ -374,7 +374,7 @@ def _routing_options(config: ModelConfig, options: Mapping[str, Any]) -> dict[st
 
 def _trunk_options(config: ModelConfig) -> tuple[str, ...]:
     if config.trunk.startswith(TIMM_PREFIX):
-        return ("stage",)
+        return ("stage", "grid")
     return _keywords(lookup(TRUNKS, "trunk", config.trunk).value)
 
 

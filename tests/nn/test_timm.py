@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 
 from dualcaps import ModelError, create_model, load_model
+from dualcaps.runs.run import Run
 
 from ..cli.messages import assert_one_line
 
@@ -88,3 +89,45 @@ def test_without_a_timm_that_can_be_imported_the_reason_is_named(monkeypatch: py
     monkeypatch.setattr(sys, "meta_path", [Refused(), *sys.meta_path])
     with pytest.raises(ModelError, match=r"timm:resnet18 needs timm.*pip install 'dualcaps\[timm\]'"):
         create_model("capsnet", (3, 64, 64), 3, trunk="timm:resnet18")
+
+
+def test_images_are_standardised_as_for_the_pretrained_weights(timm: ModuleType):
+    trunk: Any = create_model("capsnet", (3, 64, 64), 3, trunk="timm:resnet18").trunk.eval()
+    images = torch.rand(2, 3, 64, 64)
+    mean = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
+    deviation = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
+    expected = trunk.backbone((images - mean) / deviation)[0]
+    torch.testing.assert_close(trunk(images), expected)
+    grey: Any = create_model("capsnet", (1, 64, 64), 3, trunk="timm:resnet18").trunk
+    assert grey.mean.flatten().tolist() == pytest.approx([0.449], abs=1e-3)
+
+
+def test_a_feature_map_can_be_averaged_to_a_grid(timm: ModuleType):
+    plain: Any = create_model("capsnet", (3, 96, 96), 3, trunk="timm:resnet18").trunk.eval()
+    pooled: Any = create_model("capsnet", (3, 96, 96), 3, trunk="timm:resnet18", grid=2).trunk.eval()
+    pooled.backbone.load_state_dict(plain.backbone.state_dict())
+    images = torch.rand(2, 3, 96, 96)
+    expected = torch.nn.functional.adaptive_avg_pool2d(plain(images), 2)
+    torch.testing.assert_close(pooled(images), expected)
+    with pytest.raises(ModelError, match="grid must be a whole number"):
+        create_model("capsnet", (3, 96, 96), 3, trunk="timm:resnet18", grid=0)
+
+
+def test_photos_takes_a_pretrained_trunk_that_is_in_the_cache(
+    timm: ModuleType, run_cli: Callable, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    snapshot = tmp_path / "hub" / "models--timm--resnet18.a1_in1k" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("abc", encoding="utf-8")
+    safetensors.torch.save_file(timm.create_model("resnet18").state_dict(), snapshot / "model.safetensors")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.file_download.HF_HUB_CACHE", str(tmp_path / "hub"), raising=False)
+    train = ("train", shapes, "--epochs", 1, "--batch-size", 8, "--image-size", 64, 64)
+    said = run_cli(*train, "--out", "run")
+    assert said.code == 0, said.err
+    assert "trunk timm:resnet18.a1_in1k, pretrained" in said.err
+    assert "tensors loaded from" in said.err
+    config = Run.open(Path("run"))
+    assert (config.model.trunk, config.training.lr) == ("timm:resnet18.a1_in1k", 0.02)
+    assert "pretrained" not in run_cli(*train, "--trunk", "residual", "--width", 4, "--out", "scratch").err

@@ -1,10 +1,10 @@
 """`dualcaps train`."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -58,7 +58,7 @@ class Train:
         TrainConfig(**given)  # refuses wrong values before torch is imported, which takes a second
         if not self.minutes > 0:
             raise ConfigError(f"--minutes must be above 0, got {self.minutes:g}")
-        switches = given_options(self.network) | parse_options(self.options)
+        given_switches = given_options(self.network) | parse_options(self.options)
 
         import torch
 
@@ -71,10 +71,11 @@ class Train:
         options = complete_config(**vars(self.data))
         recipe = RECIPES[self.recipe or default_recipe(options.source, self.model)]
         name = self.model or recipe.model
-        if name == recipe.model:
-            switches = {**recipe.network, **switches}
+        switches = {**recipe.network, **given_switches} if name == recipe.model else given_switches
         config = dataclasses.replace(recipe.training, **given)
         if recipe is RECIPES["photos"]:
+            if name == recipe.model and not {"trunk", "trunk_weights", "width"} & given_switches.keys():
+                switches, config = _with_pretrained_trunk(given_switches, config, given)
 
             def network(image_shape: tuple[int, int, int], num_classes: int) -> ModelConfig:
                 return configure(name, image_shape, num_classes, **switches)
@@ -126,6 +127,22 @@ class Train:
             ]
         )
         return dataclasses.replace(options, image_size=plan.image_size)
+
+
+def _with_pretrained_trunk(
+    switches: Mapping[str, Any], config: TrainConfig, given: Mapping[str, Any]
+) -> tuple[dict[str, Any], TrainConfig]:
+    """Switches and training options of `photos`: with a pretrained trunk if one is at hand, otherwise its own."""
+    from dualcaps.nn.trunks.timm import find_pretrained
+    from dualcaps.training.recipes import PRETRAINED_RATE, RECIPES
+
+    found = find_pretrained()
+    if found is None:
+        return {**RECIPES["photos"].network, **switches}, config
+    name, file = found
+    print_notes([f"recipe photos: trunk timm:{name}, pretrained; --trunk residual trains all from scratch"])
+    trained = config if "lr" in given else dataclasses.replace(config, lr=PRETRAINED_RATE)
+    return {"trunk": f"timm:{name}", "trunk_weights": file, "grid": 2, **switches}, trained
 
 
 def _loggers(names: Sequence[str]) -> "list[Callback]":

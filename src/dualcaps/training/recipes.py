@@ -97,6 +97,9 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
 PHOTO_SIDES = (64, 96, 128, 160, 192, 224)
 """Sides of images in pixels that `plan_photos` chooses from."""
 
+PRETRAINED_RATE = 0.02
+"""Learning rate of `photos` with a pretrained trunk, whose weights a higher rate would destroy."""
+
 _BATCH_SIZE, _TIMED_STEPS = 128, 4
 
 
@@ -196,6 +199,7 @@ def training_rate(network: ModelConfig, training: TrainConfig) -> float:
         ConfigError: the device is not available.
     """
     device = choose_device(training.device)
+    network = dataclasses.replace(network, trunk_weights=None)
     batch = training.batch_size or _BATCH_SIZE
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         model = build_model(network).place(device).train()

@@ -16,23 +16,61 @@ _SMALLEST_GRID = 4
 class TimmTrunk(nn.Module):
     """One feature map of a timm backbone.
 
+    Images are standardised by the mean and deviation that timm lists for the backbone's pretrained weights.
+
     Args:
         backbone: created by timm with `features_only=True` and one stage in `out_indices`.
         stage: which of its feature maps that is, counted from the first.
+        channels: of the images.
+        grid: rows and columns to average the feature map to; None leaves it as it is.
     """
 
-    def __init__(self, backbone: nn.Module, stage: int) -> None:
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, backbone: nn.Module, stage: int, channels: int, grid: int | None = None) -> None:
         super().__init__()
         self.backbone, self.stage = backbone, stage
+        card = getattr(backbone, "pretrained_cfg", None) or {}
+        for buffer, value in (("mean", card.get("mean", (0.0,))), ("deviation", card.get("std", (1.0,)))):
+            by_channel = value if len(value) == channels else (sum(value) / len(value),) * channels
+            self.register_buffer(buffer, torch.tensor(by_channel).view(1, channels, 1, 1))
+        self.pool = nn.Identity() if grid is None else nn.AdaptiveAvgPool2d(grid)
 
     def forward(
         self, images: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch features rows columns"]:
         """The feature map of images with values in [0, 1]."""
-        return self.backbone(images)[0]
+        return self.pool(self.backbone((images - self.mean) / self.deviation)[0])
 
 
-def build_timm_trunk(config: ModelConfig, name: str, stage: int | None = None, **options: Any) -> TimmTrunk:
+_SMALL_BACKBONES = (
+    *("resnet18.a1_in1k", "resnet18.tv_in1k", "resnet26.bt_in1k", "resnet34.a1_in1k", "resnet34.tv_in1k"),
+    *("efficientnet_b0.ra_in1k", "resnet50.a1_in1k", "resnet50.tv_in1k"),
+)
+"""Backbones that train on a CPU, in the order of preference."""
+
+
+def find_pretrained() -> tuple[str, str] | None:
+    """A small backbone whose pretrained weights are in the cache of Hugging Face, and the weights' file; or None.
+
+    Nothing is downloaded. None too if timm is not installed.
+    """
+    try:
+        import timm  # noqa: F401  # pyright: ignore[reportMissingImports]
+        from huggingface_hub import try_to_load_from_cache
+    except (ImportError, RuntimeError):  # RuntimeError: a torchvision that was built for another torch
+        return None
+    for name in _SMALL_BACKBONES:
+        file = try_to_load_from_cache(f"timm/{name}", "model.safetensors")
+        if isinstance(file, str):
+            return name, file
+    return None
+
+
+def build_timm_trunk(
+    config: ModelConfig, name: str, stage: int | None = None, grid: int | None = None, **options: Any
+) -> TimmTrunk:
     """A timm backbone by its name, such as "resnet18".
 
     Args:
@@ -40,11 +78,14 @@ def build_timm_trunk(config: ModelConfig, name: str, stage: int | None = None, *
         name: the backbone's name in timm.
         stage: which of its feature maps; by default the last one with at least 4x4 positions for these
             images, or the first where none has.
+        grid: rows and columns to average that feature map to; by default it is left as it is.
         **options: passed on to `timm.create_model`.
 
     Raises:
         ModelError: timm is not installed, does not know the name, or the backbone has no such stage.
     """
+    if grid is not None and not (isinstance(grid, int) and grid >= 1):
+        raise ModelError(f"grid must be a whole number of at least 1, got {grid!r}")
     try:
         import timm  # pyright: ignore[reportMissingImports]
     except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that was built for another torch
@@ -65,7 +106,7 @@ def build_timm_trunk(config: ModelConfig, name: str, stage: int | None = None, *
         raise
     except Exception as error:  # timm raises errors of many types for names and options
         raise ModelError(f"--trunk timm:{name}: {' '.join(str(error).split())}") from error
-    return TimmTrunk(backbone, stage)
+    return TimmTrunk(backbone, stage, config.image_shape[0], grid)
 
 
 def _strides(timm: Any, name: str, arguments: dict[str, Any]) -> list[int]:

@@ -23,6 +23,7 @@ LAYERS = [
     "inference",
     "explain",
     "training",
+    "threads",
     "bench",
     "study",
     "cli",

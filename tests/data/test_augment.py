@@ -285,3 +285,17 @@ def test_the_smallest_images_can_be_shifted(size: tuple[int, int]):
     images = noise(2, 1, *size)
     for _, change in time_views("flip-shift"):
         assert change(images).shape == images.shape
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**20), st.sampled_from([0.0, 0.1, 0.5, 1.0]))
+def test_large_images_are_moved_and_mirrored_like_small_ones(
+    channels: int, height: int, width: int, seed: int, share: float
+):
+    images, how = noise(5, channels, height, width), Augmentation(shift=share, flip=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dualcaps.data.augment._COPIED_BY_ROWS", 10**9)
+        small = augment(images, how, generator(seed))
+        patch.setattr("dualcaps.data.augment._COPIED_BY_ROWS", 1)
+        large = augment(images, how, generator(seed))
+    assert torch.equal(small, large)

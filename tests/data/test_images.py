@@ -1,14 +1,19 @@
 """Image files and folders of them."""
 
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import corpus
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageOps
 
-from dualcaps import DataError
+from dualcaps import DataError, load_data
+from dualcaps.data import images
 from dualcaps.data.images import inspect_images, read_image, read_images
+from dualcaps.data.sources.files import cache_folder
 from dualcaps.data.sources.folder import list_classes, list_images
 
 
@@ -44,13 +49,13 @@ def test_rotation_in_the_exif_data_is_applied(tmp_path: Path):
     exif = Image.Exif()
     exif[0x0112] = 6
     path = save(image, tmp_path / "x.png", exif=exif)
-    assert inspect_images([path])[:2] == ({(6, 4)}, False)
+    assert inspect_images([path])[:2] == ({(6, 4): 1}, False)
     np.testing.assert_array_equal(read_image(path, (1, 6, 4))[0], np.rot90(np.asarray(image), -1))
 
 
 def test_colours_stay_in_their_channels_and_become_grey_by_luminance(tmp_path: Path):
     path = save(Image.new("RGB", (3, 5), (10, 100, 200)), tmp_path / "x.webp", lossless=True)
-    assert inspect_images([path])[:2] == ({(5, 3)}, True)
+    assert inspect_images([path])[:2] == ({(5, 3): 1}, True)
     np.testing.assert_array_equal(read_image(path, (3, 5, 3))[:, 0, 0], [10, 100, 200])
     assert read_image(path, (1, 5, 3))[0, 0, 0] == Image.new("RGB", (1, 1), (10, 100, 200)).convert("L").getpixel(
         (0, 0)
@@ -118,7 +123,7 @@ def test_large_pictures_held_in_any_way_are_read_like_small_ones(tmp_path: Path,
     path = save(Image.fromarray(pixels), tmp_path / f"x.{kind}", exif=exif)
     with Image.open(path) as image:
         expected = np.asarray(ImageOps.exif_transpose(image))
-    assert inspect_images([path])[0] == {expected.shape}
+    assert inspect_images([path]).sizes == {expected.shape: 1}
     height, width = (4, 6) if expected.shape == (400, 600) else (6, 4)
     np.testing.assert_allclose(read_image(path, (1, height, width))[0], expected[50::100, 50::100], atol=2)
 
@@ -145,3 +150,26 @@ def test_class_folders_are_listed_with_their_images_alone(tmp_path: Path):
         list_classes(root)
     with pytest.raises(DataError, match="no class sub-folders"):
         list_classes(root / "a")
+
+
+def test_large_data_sets_are_kept_in_files_and_are_the_same(shapes_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    small = load_data(shapes_folder)
+    shutil.rmtree(cache_folder())
+    made: list[np.ndarray] = []
+    new_pixels = images.new_pixels
+
+    def watched(shape: tuple[int, ...]) -> np.ndarray:
+        made.append(new_pixels(shape))
+        return made[-1]
+
+    monkeypatch.setattr(images, "_IN_MEMORY", 100)
+    monkeypatch.setattr(images, "_COPIED_AT_ONCE", 3)
+    monkeypatch.setattr(images, "new_pixels", watched)
+    large = load_data(shapes_folder)
+    assert made
+    assert all(isinstance(array, np.memmap) for array in made)
+    assert large.fingerprint == small.fingerprint
+    assert torch.equal(large.train.images, small.train.images)
+    assert not [path for path in cache_folder().iterdir() if path.is_file()]  # the files have no names
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=299))
+    assert not isinstance(images.new_pixels((101,)), np.memmap)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dualcaps.config import DataConfig
 from dualcaps.data.convert import array_from, common_ranges, pixels_from, stacked
-from dualcaps.data.images import ValueRange
+from dualcaps.data.images import ValueRange, select_pixels
 from dualcaps.data.splits import stratified_split
 from dualcaps.errors import DataError
 
@@ -355,7 +355,7 @@ def split_arrays(
             except DataError as error:
                 raise DataError(f"{config.source or name}: {error}") from error
             kept, held = ((which[:, None] * together + np.arange(together)).ravel() for which in chosen)
-            parts["train"], parts[part] = (images[kept], labels[kept]), (images[held], labels[held])
+            parts["train"], parts[part] = ((select_pixels(images, which), labels[which]) for which in (kept, held))
             if named:
                 named["train"], named[part] = named["train"][kept], named["train"][held]
     splits = {

@@ -6,18 +6,22 @@ the whole data set, or from a given range.
 
 import functools
 import io
+import math
 import os
+import shutil
 import struct
+import tempfile
 import threading
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import platformdirs
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from dualcaps.errors import DataError
@@ -43,6 +47,8 @@ _DEEP_MODES = ("I", "F")  # and I;16 with its byte orders
 _MOST_BYTES = 190_000_000  # that decoding may take over the file's own size
 _LARGE_BYTES = 100_000_000  # pictures that take more are decoded one at a time
 _one_large_picture = threading.Lock()
+_IN_MEMORY = 1 << 30  # bytes of an array that is not in a file
+_COPIED_AT_ONCE = 256  # images
 _MOST_SCANS = 64  # of a progressive JPEG, each decoded over the whole picture
 
 
@@ -156,7 +162,7 @@ def read_images(
     Raises:
         DataError: an image that cannot be read, without `unread`.
     """
-    pixels = np.zeros((len(images), *shape), np.uint8)
+    pixels = new_pixels((len(images), *shape))
 
     def decode(number: int) -> None:
         try:
@@ -170,6 +176,33 @@ def read_images(
         for _ in pool.map(decode, range(len(images))):
             pass
     return pixels
+
+
+def new_pixels(shape: tuple[int, ...]) -> np.ndarray:
+    """A uint8 array of zeros; one of more than a gigabyte is in a temporary file, which takes only free memory.
+
+    The file is in the user cache, as /tmp may be memory; it has no name and disappears with the process.
+    """
+    if math.prod(shape) > _IN_MEMORY:
+        folder = platformdirs.user_cache_path("dualcaps")
+        with suppress(OSError):  # without permission the array is in memory
+            folder.mkdir(parents=True, exist_ok=True)
+            # Writing to a mapped file on a full disk kills the process, and the pack of these images is written too.
+            if shutil.disk_usage(folder).free > 3 * math.prod(shape):
+                with tempfile.TemporaryFile(dir=folder) as file:
+                    return np.memmap(file, np.uint8, "w+", shape=shape)
+    return np.zeros(shape, np.uint8)
+
+
+def select_pixels(images: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """The images at some indices, copied into an array from `new_pixels` if there are many."""
+    if images[:1].size * len(indices) <= _IN_MEMORY:
+        return images[indices]
+    selected = new_pixels((len(indices), *images.shape[1:]))
+    for start in range(0, len(indices), _COPIED_AT_ONCE):
+        chosen = slice(start, start + _COPIED_AT_ONCE)
+        selected[chosen] = images[indices[chosen]]
+    return selected
 
 
 def read_image(

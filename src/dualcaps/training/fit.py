@@ -42,7 +42,7 @@ from dualcaps.training.step import TrainingStep
 _MAY_CHANGE = ("data_dir", "source", "compile", "device", "epochs", "patience", "init_from", "trunk_weights")
 """Options that may differ when a run is resumed; the data are compared by the hash of the images."""
 
-_INITIAL_IMAGES = 5_000  # images that weights computed from the data are taken from
+_INITIAL_IMAGES, _INITIAL_PIXELS = 5_000, 5_000 * 32**2  # at most, that weights computed from the data are taken from
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,9 @@ def fit(
                 return _read_finished(existing, model, device)
             _reopen(existing, config, display.log)
             runs.add_session(path, session)
-        model.initialise_from_data(training.images[:: math.ceil(len(training) / _INITIAL_IMAGES)])
+        _, height, width = data.image_shape
+        sample = max(1, min(_INITIAL_IMAGES, _INITIAL_PIXELS // (height * width)))
+        model.initialise_from_data(training.images[:: math.ceil(len(training) / sample)])
         model.place(device)
         selection = data.validation if config.protocol == "clean" else data.test
         state = TrainingState(

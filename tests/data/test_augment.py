@@ -299,3 +299,12 @@ def test_large_images_are_moved_and_mirrored_like_small_ones(
         patch.setattr("dualcaps.data.augment._COPIED_BY_ROWS", 1)
         large = augment(images, how, generator(seed))
     assert torch.equal(small, large)
+
+
+@pytest.mark.parametrize("name", ["rotate", "colour"])
+def test_large_images_are_changed_in_pieces_like_small_ones(name: str):
+    images, how = noise(9, 3, 12, 14), dataclasses.replace(only(name), shift=0.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dualcaps.data.augment._COPIED_BY_ROWS", 1)
+        pieces = augment(images, how, generator(3))
+    assert torch.equal(pieces, augment(images, how, generator(3)))

@@ -17,6 +17,7 @@ from dualcaps.config import TestTimeAugmentation
 
 _CROP_SHARE = 1 / 8
 _COPIED_BY_ROWS = 16_384  # values of an image from which on the loop over images is faster
+_IMAGES_IN_CACHE = 4
 _ROTATION_DEGREES = 15.0
 _COLOUR_RANGE = 0.3
 _ERASED_SHARE = (0.02, 0.2)
@@ -200,8 +201,23 @@ def _crop(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _rotate(images: Tensor, generator: torch.Generator) -> Tensor:
-    _, _, height, width = images.shape
     turn = torch.rand(len(images), generator=generator, device=images.device) * 2 - 1
+    return _in_pieces(_turned, images, turn)
+
+
+def _in_pieces(change: Callable[[Tensor, Tensor], Tensor], images: Tensor, draws: Tensor) -> Tensor:
+    """Change a few large images at a time, whose floats stay in the processor's cache, by the draws of each."""
+    if images.device.type != "cpu" or images[0].numel() < _COPIED_BY_ROWS:
+        return change(images, draws)
+    changed = torch.empty_like(images)
+    for start in range(0, len(images), _IMAGES_IN_CACHE):
+        piece = slice(start, start + _IMAGES_IN_CACHE)
+        changed[piece] = change(images[piece], draws[piece])
+    return changed
+
+
+def _turned(images: Tensor, turn: Tensor) -> Tensor:
+    _, _, height, width = images.shape
     angle = turn * (_ROTATION_DEGREES * torch.pi / 180)
     cosine, sine, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
     ratio = height / width
@@ -215,12 +231,17 @@ def _jitter_colour(images: Tensor, generator: torch.Generator) -> Tensor:
     factors = 1 + _COLOUR_RANGE * (
         torch.rand((3, len(images), 1, 1, 1), generator=generator, device=images.device) * 2 - 1
     )
-    changed = images.float() * factors[0]
+    return _in_pieces(_coloured, images, factors.transpose(0, 1))
+
+
+def _coloured(images: Tensor, factors: Tensor) -> Tensor:
+    brightness, contrast, saturation = factors.unbind(1)
+    changed = images.float() * brightness
     mean = changed.mean(dim=(1, 2, 3), keepdim=True)
-    changed = mean + (changed - mean) * factors[1]
+    changed = mean + (changed - mean) * contrast
     if images.shape[1] == 3:
         grey = (changed * changed.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
-        changed = grey + (changed - grey) * factors[2]
+        changed = grey + (changed - grey) * saturation
     return changed.round_().clamp_(0, 255).to(torch.uint8)
 
 

@@ -244,13 +244,18 @@ def interleave(
 
 def matrix_rate(device: torch.device, number_type: torch.dtype, size: int = 4096) -> float:
     """Floating-point operations per second in a product of two square matrices, the median of five."""
+    return matrix_product(device, number_type, size).rate
+
+
+def matrix_product(device: torch.device, number_type: torch.dtype, size: int) -> Timing:
+    """Durations of five products of two square matrices, with their floating-point operations as items."""
     one, other = (torch.randn(size, size, device=device).to(number_type) for _ in range(2))
 
     def multiply() -> None:
         torch.mm(one, other)
         _wait(device)
 
-    return interleave({"mm": multiply}, items=2 * size**3)["mm"].rate
+    return interleave({"mm": multiply}, items=2 * size**3)["mm"]
 
 
 def copy_bandwidth(device: torch.device, megabytes: int = 512) -> float:

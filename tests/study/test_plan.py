@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from made_records import record
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -21,7 +22,7 @@ from dualcaps.runs.run import Run
 from dualcaps.study.experiments import Matched, Variant, experiments
 from dualcaps.study.experiments.card import width_to_match
 from dualcaps.study.plan import Failure, PlannedRun, plan_runs
-from dualcaps.study.records import read_records
+from dualcaps.study.records import Epoch, read_records
 from dualcaps.study.scheduler import Clock, Progress, finished_record, perform, reproduce
 
 QUICK = TrainConfig(epochs=2, precision="float32", device="cpu")
@@ -215,6 +216,16 @@ def test_the_clock_learns_from_epochs_and_knows_how_many_run_at_once(shapes_fold
     assert clock.left({planned[0]: 0, planned[2]: 0}) == pytest.approx(103.0)  # the same network, another seed
     assert clock.left({planned[0]: 1}) == pytest.approx(53.0)  # one run cannot be shared
     assert clock.left({}) == 0
+
+
+def test_the_clock_forgets_epochs_of_a_loaded_moment(shapes_folder: Path):
+    planned = plan(shapes_folder, seeds=2, protocols=["clean"])
+    slow = [Epoch(1, 0.5, 0.5, 0.5, 900.0, 1.0), Epoch(2, 0.5, 0.5, 0.5, 50.0, 1.0)]
+    slower = [Epoch(1, 0.5, 0.5, 0.5, 700.0, 1.0), Epoch(2, 0.5, 0.5, 0.5, 800.0, 1.0)]
+    same = [run for run in planned if run.network == planned[0].network]
+    records = [dataclasses.replace(record("capsnet"), history=tuple(history)) for history in (slow, slower)]
+    clock = Clock(planned, dict(zip(same, records, strict=True)))
+    assert clock.seconds(planned[0]) == pytest.approx(103.0)
 
 
 @pytest.mark.parametrize(

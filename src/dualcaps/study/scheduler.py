@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from dualcaps.bench import matrix_rate
+from dualcaps.bench import matrix_product
 from dualcaps.config import ModelConfig
 from dualcaps.data.dataset import ImageDataset
 from dualcaps.data.load import load_data
@@ -138,6 +138,8 @@ def finished_records(planned: Sequence[PlannedRun], out: Path) -> dict[PlannedRu
 class Clock:
     """Estimates the duration of runs from that of others on this machine.
 
+    Of runs that are finished the fastest epoch counts, so that a time when the machine was loaded is not remembered.
+
     Args:
         planned: the runs.
         done: the records of those that are finished.
@@ -147,13 +149,17 @@ class Clock:
     def __init__(self, planned: Sequence[PlannedRun], done: Mapping[PlannedRun, Record], jobs: int = 1) -> None:
         self._jobs = jobs
         self._like: dict[tuple[str, ModelConfig], float] = {}
+        fastest: dict[tuple[str, ModelConfig], float] = {}
         for run, record in done.items():
-            self.learn(run, record.training_seconds / record.epochs)
+            key, seconds = (run.data, run.network), min(epoch.seconds for epoch in record.history)
+            if seconds < fastest.get(key, math.inf):
+                fastest[key] = seconds
+                self.learn(run, seconds)
         if planned and not self._like:
             # Initial estimate: the layers reach this share of the rate of a large matrix product.
             place = choose_device(planned[0].training.device)
             number_type = getattr(torch, choose_precision(planned[0].training.precision, place))
-            self._guess = 1 / (_USUAL_SHARE[number_type] * matrix_rate(place, number_type, 1024))
+            self._guess = 1 / (_USUAL_SHARE[number_type] * matrix_product(place, number_type, 1024).fastest)
 
     def learn(self, run: PlannedRun, epoch_seconds: float) -> None:
         """Update the estimate with the duration of an epoch of a run."""

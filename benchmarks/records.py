@@ -90,7 +90,7 @@ def write(data: str, runs: Path, out: Path) -> None:
         f"# {data}",
         "",
         *([f"Files: {card.copy}.", ""] if card.copy else []),
-        f"Best capsule network known {card.known} %, aim {card.goal} %. Trained on all training images, last epoch kept.",
+        f"Best capsule network known {card.known} %, aim {card.goal} %. All training images, last epoch kept.",
         "",
         "| network | test accuracy, % | of each seed | parameters | minutes a run |",
         "| --- | ---: | --- | ---: | ---: |",

@@ -1,8 +1,7 @@
 """`make quick` runs the tests of what was changed."""
 
 import pytest
-
-from .changed import select_tests
+from changed import select_tests
 
 
 @pytest.mark.parametrize(

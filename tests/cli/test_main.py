@@ -53,9 +53,13 @@ assert not slow, slow
 
 def test_the_help_of_training_shows_defaults_and_derived_options(run_cli: Callable):
     said = " ".join(run_cli("train", "--help").out.split())
-    for text in ("(default: digits)", "(default: da-capsnet)", "(default: 100)", "(default: 0.999)"):
+    for text in (
+        "(default: digits)",
+        "(default: by the data)",
+        "(default: the recipe's)",
+        "(default: the network's own)",
+    ):
         assert text in said
-    assert "(default: the network's own)" in said
     for option in (
         *("--no-decoder", "--conv-attention", "--extra-conv", "--trunk", "--routing", "--optimizer", "--schedule"),
         *("--patience", "--init-from", "--class-weight", "--skip-damaged", "--value-range", "--image-size H W"),
@@ -75,7 +79,7 @@ def test_the_module_runs_too():
 @pytest.mark.parametrize(
     ("arguments", "wanted"),
     [
-        (("train", "digits", "--epochs", "many"), "--epochs takes a whole number, got 'many'"),
+        (("train", "digits", "--epochs", "many"), "--epochs takes a whole number, got many"),
         (("train", "digits", "--epochs"), "--epochs needs a value"),
         (("train", "digits", "--lr", "high"), "--lr takes a number, got high"),
         (("train", "digits", "--precision", "float8"), "--precision takes one of auto, bfloat16, float32"),

@@ -10,11 +10,10 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from cli.messages import assert_one_line
 
 from dualcaps import ModelError, create_model, load_model
 from dualcaps.runs.run import Run
-
-from ..cli.messages import assert_one_line
 
 
 @pytest.fixture(scope="module")

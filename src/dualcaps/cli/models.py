@@ -13,7 +13,7 @@ _SHAPES = {"28x28x1": (1, 28, 28), "32x32x3": (3, 32, 32)}
 
 @dataclass(frozen=True)
 class Models:
-    """List networks with their parameter counts, trunks, routing methods, data sets and experiments."""
+    """List networks with their parameter counts, trunks, routing methods, data sets, experiments and recipes."""
 
     plugin: PluginFiles = ()
 
@@ -22,6 +22,7 @@ class Models:
         import dualcaps.data.sources
         import dualcaps.study.experiments  # noqa: F401  # both register their parts
         from dualcaps.models import list_models
+        from dualcaps.training.recipes import RECIPES
 
         headings = [f"{shape}{decoder}" for shape in _SHAPES for decoder in ("", ", decoder")]
         columns = table("network", *headings, right=headings)
@@ -41,6 +42,9 @@ class Models:
             if kind == "trunks":
                 names.append("timm:NAME")
             console.print(f"{kind:<17}{', '.join(names)}", soft_wrap=True)
+        console.print()
+        for name, recipe in RECIPES.items():
+            console.print(f"recipe {name:<10}{recipe.summary}", soft_wrap=True)
 
 
 def _with_origin(name: str, entry: Entry) -> str:

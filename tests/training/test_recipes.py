@@ -44,6 +44,14 @@ def test_a_recipe_names_a_network_and_trains_it(name: str, shapes_folder: Path, 
     assert Run.open(result.run).training.tta == ("none" if name == "paper" else "shift")
 
 
+def test_the_switches_of_a_recipe_are_those_of_its_network_and_trunk():
+    photos = RECIPES["photos"]
+    assert photos.switches("da-capsnet-r", {}) == {"width": 32, "grid": 1}
+    assert photos.switches("da-capsnet-r", {"width": 8, "decoder": True}) == {"width": 8, "grid": 1, "decoder": True}
+    assert photos.switches("da-capsnet-r", {"trunk": "mine"}) == {"trunk": "mine"}
+    assert photos.switches("capsnet", {"width": 8}) == {"width": 8}
+
+
 def test_an_unknown_recipe_is_named():
     with pytest.raises(ConfigError, match="unknown recipe 'stong': did you mean 'strong'"):
         recipe("stong")

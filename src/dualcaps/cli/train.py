@@ -71,7 +71,7 @@ class Train:
         options = complete_config(**vars(self.data))
         recipe = RECIPES[self.recipe or default_recipe(options.source, self.model)]
         name = self.model or recipe.model
-        switches = {**recipe.network, **given_switches} if name == recipe.model else given_switches
+        switches = recipe.switches(name, given_switches)
         config = dataclasses.replace(recipe.training, **given)
         if recipe is RECIPES["photos"]:
             if name == recipe.model and not {"trunk", "trunk_weights", "width"} & given_switches.keys():
@@ -138,7 +138,7 @@ def _with_pretrained_trunk(
 
     found = find_pretrained()
     if found is None:
-        return {**RECIPES["photos"].network, **switches}, config
+        return RECIPES["photos"].switches(RECIPES["photos"].model, switches), config
     name, file = found
     print_notes([f"recipe photos: trunk timm:{name}, pretrained; --trunk residual trains all from scratch"])
     trained = config if "lr" in given else dataclasses.replace(config, lr=PRETRAINED_RATE)

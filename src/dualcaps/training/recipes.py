@@ -48,6 +48,16 @@ class Recipe:
     fewest_epochs: int = 15
     most_epochs: int = 100
 
+    def switches(self, model: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The switches of a network: the given ones, and the recipe's where it is the recipe's network.
+
+        Width and grid belong to the recipe's trunk; with another trunk they are left out.
+        """
+        own = dict(self.network) if model == self.model else {}
+        if given.get("trunk", "residual") != "residual":
+            own = {name: value for name, value in own.items() if name not in ("width", "grid")}
+        return {**own, **given}
+
     def epochs(self, training_images: int) -> int:
         """The number of epochs for so many training images."""
         if self.images is None:

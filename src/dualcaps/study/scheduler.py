@@ -159,7 +159,9 @@ class Clock:
             # Initial estimate: the layers reach this share of the rate of a large matrix product.
             place = choose_device(planned[0].training.device)
             number_type = getattr(torch, choose_precision(planned[0].training.precision, place))
-            self._guess = 1 / (_USUAL_SHARE[number_type] * matrix_product(place, number_type, 1024).fastest)
+            with_amx = number_type == torch.bfloat16 and torch.cpu._is_amx_tile_supported()
+            share = _USUAL_SHARE_WITH_AMX if with_amx else _USUAL_SHARE[number_type]
+            self._guess = 1 / (share * matrix_product(place, number_type, 1024).fastest)
 
     def learn(self, run: PlannedRun, epoch_seconds: float) -> None:
         """Update the estimate with the duration of an epoch of a run."""
@@ -178,7 +180,8 @@ class Clock:
 
 
 _START_SECONDS = 3.0
-_USUAL_SHARE = {torch.float32: 0.7, torch.bfloat16: 0.2}  # measured on CPUs with AVX2 and with AMX
+_USUAL_SHARE = {torch.float32: 0.7, torch.bfloat16: 0.5}  # measured on CPUs with AVX2 and with AVX-512
+_USUAL_SHARE_WITH_AMX = 0.2
 _LONGEST_WAIT = 3600.0  # seconds
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import dualcaps
+from dualcaps.runs.run import Run
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -90,3 +91,12 @@ def test_an_installed_plugin_needs_no_option(shapes: Path, tmp_path: Path):
     assert "median (dualcaps-example)" in dualcaps_command("models")
     dualcaps_command("train", shapes, "--model", "capsnet", "--routing", "median", "--epochs", 1, "--out", "run")
     assert dualcaps_command("evaluate", "run").startswith("accuracy ")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["capsnet", "da-capsnet"])
+def test_the_trunk_learns(model: str, run_cli: Callable):
+    plugin = ("--plugin", EXAMPLES / "my_trunk.py", "--trunk", "residual-small")
+    said = run_cli("train", "digits", *plugin, "--model", model, "--no-decoder", "--epochs", 8, "--out", "run")
+    assert said.code == 0, said.err
+    assert Run.open(Path("run")).result["test_accuracy"] > 0.7

@@ -126,6 +126,8 @@ class Train:
                 f"about {max(1, round(plan.seconds / 60))} min (--minutes, --image-size, --epochs change this)"
             ]
         )
+        if "flip" in config.augment.split(","):
+            print_notes(["images are mirrored at random; --augment policy,colour,erase where left and right matter"])
         return dataclasses.replace(options, image_size=plan.image_size)
 
 

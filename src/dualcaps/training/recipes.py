@@ -99,10 +99,8 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
         "photos": Recipe(
             "your own photographs: da-capsnet-r, image size and epochs from the data and the time",
             model="da-capsnet-r",
-            network={
-                "width": 32,
-                "grid": 1,
-            },  # an object may be anywhere, so that no position gets parameters of its own
+            # An object may be anywhere, so that no position gets parameters of its own.
+            network={"width": 32, "grid": 1},
             training=dataclasses.replace(
                 _RESIDUAL,
                 lr=0.15,  # for the margin loss

@@ -32,9 +32,9 @@ class TimmTrunk(nn.Module):
         super().__init__()
         self.backbone, self.stage = backbone, stage
         card = getattr(backbone, "pretrained_cfg", None) or {}
+        device = next(backbone.parameters()).device  # which older versions of timm choose themselves
         for buffer, value in (("mean", card.get("mean", (0.0,))), ("deviation", card.get("std", (1.0,)))):
             by_channel = value if len(value) == channels else (sum(value) / len(value),) * channels
-            device = next(backbone.parameters()).device  # which older versions of timm choose themselves
             self.register_buffer(buffer, torch.tensor(by_channel, device=device).view(1, channels, 1, 1))
         self.pool = nn.Identity() if grid is None else nn.AdaptiveAvgPool2d(grid)
 

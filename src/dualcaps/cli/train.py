@@ -65,16 +65,17 @@ class Train:
         from dualcaps.data.load import complete_config, load_data
         from dualcaps.models import configure, create_model
         from dualcaps.training.fit import fit
-        from dualcaps.training.recipes import RECIPES, default_recipe
+        from dualcaps.training.recipes import default_recipe, recipe
 
         callbacks = _loggers(self.logger)
         options = complete_config(**vars(self.data))
-        recipe = RECIPES[self.recipe or default_recipe(options.source, self.model)]
-        name = self.model or recipe.model
-        switches = recipe.switches(name, given_switches)
-        config = dataclasses.replace(recipe.training, **given)
-        if recipe is RECIPES["photos"]:
-            if name == recipe.model and not {"trunk", "trunk_weights", "width"} & given_switches.keys():
+        recipe_name = self.recipe or default_recipe(options.source, self.model)
+        chosen = recipe(recipe_name)
+        name = self.model or chosen.model
+        switches = chosen.switches(name, given_switches)
+        config = dataclasses.replace(chosen.training, **given)
+        if recipe_name == "photos":
+            if name == chosen.model and not {"trunk", "trunk_weights", "width"} & given_switches.keys():
                 switches, config = _with_pretrained_trunk(given_switches, config, given)
 
             def network(image_shape: tuple[int, int, int], num_classes: int) -> ModelConfig:
@@ -83,7 +84,7 @@ class Train:
             options = self._with_image_size(options, name, network, config)
         data = load_data(**vars(options))
         if "epochs" not in given:
-            config = dataclasses.replace(config, epochs=recipe.epochs(len(data.train)))
+            config = dataclasses.replace(config, epochs=chosen.epochs(len(data.train)))
         print_notes(data.notes)
         torch.manual_seed(config.seed)
         model = create_model(name, data.image_shape, len(data.classes), **switches)

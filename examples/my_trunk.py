@@ -40,8 +40,4 @@ def residual_trunk(config: ModelConfig, channels: int = 32) -> nn.Module:
         Block(channels),
         nn.Conv2d(channels, channels, 3, stride=2, padding=1),
         Block(channels),
-        # Without normalisation, so that features start small: of large ones all capsules are long at first, and the
-        # margin loss then shrinks all of them to zero, where the squash has no gradient.
-        nn.Conv2d(channels, channels, 1),
-        nn.ReLU(),
     )

@@ -110,6 +110,21 @@ def test_each_switch_changes_the_answer():
         assert (lengths(**switches) - plain).abs().max() > 1e-6, switches
 
 
+@pytest.mark.parametrize("name", ["capsnet", "da-capsnet"])
+def test_lengths_start_small_on_a_trunk_with_large_features(name: str):
+    images = torch.rand(32, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    model: Any = create_model(name, (1, 32, 32), 10, trunk="residual", grid=4, decoder=False, width=16)
+    assert model(images).lengths.mean() > 0.7
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.eval().initialise_from_data(images)
+    assert not model.training
+    after = model.state_dict()
+    changed = {name for name in after if not torch.equal(after[name], before[name])}
+    assert {name for name in changed if "whiten" not in name} == {"votes.scale"}  # no BatchNorm's averages
+    assert 0.15 < model.train()(images).lengths.mean() < 0.45
+
+
 def test_width_is_the_channels_of_the_first_convolutions_and_the_others_follow():
     trunk = create_model("capsnet", (3, 32, 32), width=10, extra_conv=True).trunk
     channels = [layer.out_channels for layer in trunk.modules() if isinstance(layer, torch.nn.Conv2d)]

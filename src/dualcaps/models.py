@@ -36,6 +36,8 @@ from dualcaps.routing import RoutingIteration, RoutingLayer, iterates, method_op
 PARENT_DIM = 16
 _SABOUR_CHILD_DIM = 8
 _PRIMARY_TYPES, _PRIMARY_DIM = 32, 16
+_FIRST_LENGTH = 0.3  # of the parents; those of the paper's trunk start between 0.15 and 0.6, depending on the images
+_FIRST_IMAGES = 256  # that the first length is computed from
 _EXPLICIT_VOTES = 1024  # votes' dimensions per child up to which explicit votes are faster on CUDA
 
 
@@ -262,7 +264,7 @@ class CapsNet(Network):
             children = rows * columns * _PRIMARY_TYPES
             self.votes = PrimaryVotes(channels, rows * columns, parents, PARENT_DIM, _PRIMARY_TYPES, _PRIMARY_DIM)
         else:
-            self.votes = GridVotes(channels, parents, PARENT_DIM)
+            self.votes = GridVotes(channels, parents, PARENT_DIM, scaled=config.trunk != "paper")
             children = rows * columns
         self.num_children = children
         self.conv_attention = ConvAttention(channels, config.gate) if config.conv_attention else nn.Identity()
@@ -295,6 +297,29 @@ class CapsNet(Network):
         else:
             poses = self.routing(self.caps_attention(self.votes(gated_features))).parents
         return CapsOutput(self._scores(poses), poses)
+
+    @torch.no_grad()
+    def initialise_from_data(self, images: Tensor) -> None:
+        """Set weights that are computed from training images; see `Network.initialise_from_data`.
+
+        On another trunk than the paper's, the children of grid votes are scaled so that the parents' lengths start
+        small. If they start close to 1, as with features that were normalised, the margin loss shrinks all of them to
+        zero, where the squash has no gradient.
+        """
+        super().initialise_from_data(images)
+        if isinstance(self.votes, GridVotes) and self.votes.scale is not None:
+            buffers = {name: buffer.clone() for name, buffer in self.named_buffers()}  # BatchNorm's averages
+            training = self.training
+            self.train()
+            with torch.random.fork_rng([]):
+                votes = self.votes(self.conv_attention(self.trunk(self.prepare(images[:_FIRST_IMAGES]))))
+            for name, buffer in self.named_buffers():
+                buffer.copy_(buffers[name])
+            self.train(training)
+            inputs = votes.sum(dim=2).norm(dim=-1).square().mean().sqrt() / self.config.num_classes
+            wanted = (self.config.squash_constant * _FIRST_LENGTH / (1 - _FIRST_LENGTH)) ** 0.5
+            if inputs > 0:
+                self.votes.scale.mul_(wanted / inputs)
 
     def classification_loss(
         self, lengths: Tensor, labels: Tensor, *, label_smoothing: float, class_weight: Tensor | None

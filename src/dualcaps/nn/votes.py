@@ -13,18 +13,29 @@ class GridVotes(nn.Module):
 
     Child i is the vector of channels at grid position (i // width, i % width). The map to the
     votes is linear, without bias and without a squash on the children.
+
+    Args:
+        channels: of the feature map.
+        parents: number of parent capsules.
+        dim: of each parent.
+        scaled: whether the children are multiplied by the buffer `scale`, 1 at first, for trunks whose features are
+            larger than those of the paper's.
     """
 
-    def __init__(self, channels: int, parents: int, dim: int) -> None:
+    scale: Float[Tensor, ""] | None
+
+    def __init__(self, channels: int, parents: int, dim: int, scaled: bool = False) -> None:
         super().__init__()
         self.parents, self.dim = parents, dim
         self.transform = glorot_linear(channels, parents * dim, bias=False)
+        self.register_buffer("scale", torch.ones(()) if scaled else None)
 
     def child_vectors(
         self, features: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch children channels"]:
-        """The vector of channels at each position."""
-        return features.flatten(2).transpose(1, 2)
+        """The vector of channels at each position, scaled."""
+        children = features.flatten(2).transpose(1, 2)
+        return children if self.scale is None else children * self.scale
 
     def matrices(self) -> Float[Tensor, "parents dim channels"]:
         """The matrices that map each child to its vote for each parent."""
@@ -33,7 +44,7 @@ class GridVotes(nn.Module):
     def forward(
         self, features: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch parents children dim"]:
-        """Compute the votes of the vector of channels at each position for each parent."""
+        """Compute the votes of the children for each parent."""
         return self.transform(self.child_vectors(features)).unflatten(2, (self.parents, self.dim)).transpose(1, 2)
 
 

@@ -174,7 +174,7 @@ def choose_batch_size(device: torch.device) -> int:
 def load_model(run: str | Path | Run, device: str = "auto", *, model: Network | None = None) -> Network:
     """The trained network of a run, ready to predict.
 
-    Of a run that is not finished, the best weights so far are loaded, with a `UserWarning`.
+    Of a run that is not finished, the weights kept so far are loaded, with a `UserWarning`.
 
     Args:
         run: the run folder.
@@ -206,9 +206,10 @@ def load_model(run: str | Path | Run, device: str = "auto", *, model: Network | 
     if not opened.finished:
         if not (opened.path / WEIGHTS).is_file():
             raise RunError(f"{opened.path}: no epoch is finished yet: train on with --resume")
-        best = selected_epoch(opened.training, opened.history)["epoch"] if opened.history else 0
+        epoch = selected_epoch(opened.training, opened.history)["epoch"] if opened.history else 0
+        kept = "last" if opened.training.protocol == "last" else "best"
         warnings.warn(
-            f"{opened.path} is not finished: these are the weights of epoch {best}, the best of "
+            f"{opened.path} is not finished: these are the weights of epoch {epoch}, the {kept} of "
             f"{len(opened.history)} of {opened.training.epochs}",
             stacklevel=2,
         )

@@ -15,7 +15,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 
-from dualcaps.bench import Timing
+from dualcaps.bench import Timing, matrix_rate
 from dualcaps.inference import choose_device
 from dualcaps.runs.run import environment
 
@@ -95,6 +95,11 @@ class Results:
 
 def _text(number: float | None) -> str:
     return "" if number is None else f"{number:.6g}"
+
+
+def add_matrix_rate(rates: list[float], device: torch.device, number_type: str) -> None:
+    """Measure the rate of a large matrix product, in operations per second."""
+    rates.append(matrix_rate(device, getattr(torch, number_type)))
 
 
 def in_fresh_process(script: str, arguments: Sequence[object]) -> float:

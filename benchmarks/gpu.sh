@@ -5,6 +5,7 @@
 #   benchmarks/gpu.sh [FOLDER]               results, by default results/benchmarks
 #   BUDGET=8 JOBS=4 benchmarks/gpu.sh        then the paper's experiments too, for 8 minutes, 4 runs at once; the runs
 #                                            stay in runs/reproduce, where the next call goes on, records in FOLDER/paper
+#   RECORDS="cifar-10 mnist" SEEDS=3 benchmarks/gpu.sh    the recipe strong on these data sets, with its controls
 #
 # Nothing is installed: PYTHON (python3) must have torch with CUDA, Triton and the package's dependencies.
 set -uo pipefail
@@ -41,10 +42,14 @@ stage parity "$python" -m pytest -q -p no:cacheprovider tests/routing/test_route
 stage routing "$python" benchmarks/routing.py --device cuda --out "$out"
 stage tune "$python" benchmarks/tune.py --device cuda --out "$out"
 stage training "$python" benchmarks/training.py --device cuda --out "$out"
+stage residual "$python" benchmarks/residual.py --device cuda --out "$out"
 stage grid "$python" benchmarks/grid.py --device cuda --out "$out"
 stage inference "$python" benchmarks/inference.py --device cuda --out "$out"
 stage scaling "$python" benchmarks/scaling.py --device cuda --out "$out"
 stage accuracy "$python" benchmarks/accuracy.py --device cuda --out "$out"
+for data in ${RECORDS:-}; do
+    "$python" benchmarks/records.py "$data" --seeds "${SEEDS:-1}" --out "$out/records" || failed=1
+done
 if [ -n "${BUDGET:-}" ]; then
     "$python" -m dualcaps reproduce --budget "$BUDGET" --jobs "${JOBS:-4}" --out runs/reproduce || failed=1
     "$python" -m dualcaps report runs/reproduce --out "$out/paper" || failed=1

@@ -47,7 +47,7 @@ def margin_loss(one_hot, lengths):
     return ops.sum(present + absent, axis=-1)
 
 
-def build(height, width, channels):
+def build(height, width, channels, jit):
     """The network."""
     kernel = 2 if min(height, width) < 32 else 3
     image = layers.Input((height, width, channels))
@@ -60,16 +60,16 @@ def build(height, width, channels):
     poses = Capsule()(x)
     lengths = layers.Lambda(lambda p: ops.sqrt(ops.sum(ops.square(p), axis=2)), output_shape=(10,))(poses)
     model = keras.Model(image, lengths)
-    model.compile(loss=margin_loss, optimizer="adam")
+    model.compile(loss=margin_loss, optimizer="adam", jit_compile=jit or "auto")
     return model
 
 
 def main():
     """Serve until the input ends."""
     policy, weights, *numbers = sys.argv[1:]
-    keras.config.set_dtype_policy(policy)
+    keras.config.set_dtype_policy(policy.removeprefix("jit "))
     height, width, channels, batch, steps = map(int, numbers)
-    model = build(height, width, channels)
+    model = build(height, width, channels, policy.startswith("jit "))
     with np.load(weights) as given:
         images = given["images"].astype("float32") / 255
         arrays = []

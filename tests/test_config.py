@@ -65,7 +65,8 @@ FIELDS: dict[type, dict[str, st.SearchStrategy[Any]]] = {
         "protocol": st.sampled_from(["clean", "paper", "last"]), "patience": st.none() | SIZES,
         "init_from": st.none() | NAMES,
         "precision": st.sampled_from(["auto", "float32", "bfloat16"]), "device": NAMES,
-        "compile": st.sampled_from(["auto", "always", "never"]), "seed": st.integers(0, 2**32 - 1),
+        "compile": st.sampled_from(["auto", "always", "never"]), "deterministic": st.booleans(),
+        "seed": st.integers(0, 2**32 - 1),
     },
 }  # fmt: skip
 
@@ -126,7 +127,7 @@ def test_each_field_alone_is_part_of_the_hash(kind: type):
         "label_smoothing": 0.5, "class_weight": "balanced", "ema": 0.5, "reconstruction_weight": 1, "augment": "flip",
         "tta": "policy", "protocol": "paper", "patience": 1, "init_from": "run", "precision": "float32",
         "device": "cpu",
-        "compile": "never", "seed": 1,
+        "compile": "never", "deterministic": True, "seed": 1,
     }  # fmt: skip
     hashes = {config_hash(kind(**given_))}
     for field in dataclasses.fields(kind):

@@ -163,6 +163,10 @@ class DataConfig:
             raise DataError(f"value_range must be two increasing numbers, got {self.value_range}")
 
 
+INCIDENTAL = ("device", "compile", "deterministic")
+"""Options of `TrainConfig` that are not part of a run's identity."""
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """How to train; the defaults are the recipe `paper` (Adam as in the Keras example).
@@ -200,8 +204,9 @@ class TrainConfig:
         init_from: A run folder with weights to start from; layers of other shapes are initialised.
         precision: Number type of the layers; auto is bfloat16 if the machine is fast at it.
         device: auto (the GPU if there is one), cpu, cuda, cuda:1, mps, …
-        compile: auto compiles the training step if the run is long enough to save time, except for float32 on the
-            CPU, so that its results are repeatable to the bit.
+        compile: auto compiles the training step if the run is long enough to save time.
+        deterministic: Repeat the run to the bit on the same machine, also when it is stopped and resumed: deterministic
+            operations, the number of threads that the run began with, and no compilation unless compile is always.
         seed: Seed of order, augmentation and dropout, and on the command line of the initial weights.
 
     Raises:
@@ -232,6 +237,7 @@ class TrainConfig:
     precision: PrecisionChoice = "auto"
     device: str = "auto"
     compile: Compile = "auto"
+    deterministic: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:

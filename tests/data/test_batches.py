@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dualcaps import Augmentation, ImageSplit
+from dualcaps.data import batches
 from dualcaps.data.augment import augment
 from dualcaps.data.batches import training_batches
 from dualcaps.nn import to_unit_range as to_float
@@ -77,6 +78,22 @@ def test_the_order_depends_on_the_generator_alone():
         ]
 
     assert order(1) == order(1) != order(2)
+
+
+def test_batches_copied_ahead_are_those_selected_and_a_started_epoch_can_be_left():
+    split = ImageSplit(torch.randint(256, (50, 1, 4, 4), dtype=torch.uint8), torch.arange(50))
+    chosen = torch.randperm(50).split(8)
+    copied = list(batches._copy_ahead(split, chosen, torch.device("cpu")))
+    assert len(copied) == len(chosen)
+    for (images, labels), part in zip(copied, chosen, strict=True):
+        assert torch.equal(images, split.images[part])
+        assert torch.equal(labels, split.labels[part])
+    started = batches._copy_ahead(split, chosen, torch.device("cpu"))
+    next(started)
+    started.close()
+    outside = (torch.tensor([60]),)
+    with pytest.raises(IndexError):
+        list(batches._copy_ahead(split, outside, torch.device("cpu")))
 
 
 def test_scaling_reaches_zero_and_one_and_puts_channels_last():

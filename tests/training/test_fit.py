@@ -27,9 +27,10 @@ from dualcaps.data.batches import training_batches
 from dualcaps.explain.reconstructions import reconstruction_error
 from dualcaps.runs import files
 from dualcaps.runs.run import Run
+from dualcaps.training import step
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
-TINY = TrainConfig(epochs=3, batch_size=8, precision="float32", device="cpu")
+TINY = TrainConfig(epochs=3, batch_size=8, precision="float32", device="cpu", deterministic=True)
 GOLDEN = Path(__file__).parents[1] / "golden" / "loss_curve.json"
 
 
@@ -98,6 +99,42 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(data: ImageDa
     a, b, c = (weights(tmp_path / run) for run in "abc")
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert not all(torch.equal(a[name], c[name]) for name in a)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_a_long_run_in_float32_is_compiled_unless_it_has_to_repeat_itself(
+    data: ImageDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deterministic: bool
+):
+    monkeypatch.setattr(step, "_USUAL_SECONDS", 0.0)
+    monkeypatch.setattr(step.torch, "compile", lambda function, **_: function)
+    config = dataclasses.replace(TINY, epochs=8, deterministic=deterministic)
+    result = train(data, tmp_path / "run", config, name="cnn")
+    assert any(line["compiled"] for line in result.history) is not deterministic
+
+
+@pytest.mark.parametrize(("deterministic", "used"), [(True, 2), (False, 1)])
+def test_a_deterministic_run_is_resumed_with_its_number_of_threads(
+    data: ImageDataset, tmp_path: Path, deterministic: bool, used: int
+):
+    config = dataclasses.replace(TINY, epochs=1, deterministic=deterministic)
+    seen: list[tuple[int, bool]] = []
+
+    def each_epoch(_: dict[str, Any]) -> None:
+        seen.append((torch.get_num_threads(), torch.is_deterministic_algorithms_warn_only_enabled()))
+
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        train(data, tmp_path / "run", config, name="cnn")
+        torch.set_num_threads(1)
+        longer = dataclasses.replace(config, epochs=2)
+        model = fresh(data, "cnn")
+        fit(model, data, longer, out=tmp_path / "run", resume=True, quiet=True, each_epoch=each_epoch)
+        assert (torch.get_num_threads(), torch.is_deterministic_algorithms_warn_only_enabled()) == (1, False)
+    finally:
+        torch.set_num_threads(threads)
+    assert seen == [(used, deterministic)]
+    assert [session["threads"] for session in Run.open(tmp_path / "run").provenance["sessions"]] == [2, used]
 
 
 class KilledError(BaseException):

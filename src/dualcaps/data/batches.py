@@ -1,12 +1,16 @@
-"""Batches of uint8 images that stay on the device, where each batch is selected and augmented."""
+"""Batches of uint8 images, augmented on the device that is trained on."""
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 from torch import Tensor
 
 from dualcaps.data.augment import Augmentation, augment, mix_up
 from dualcaps.data.dataset import ImageSplit
+
+_AHEAD = 2  # batches
 
 
 def training_batches(
@@ -18,20 +22,23 @@ def training_batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Iterate over one epoch in random order; the last batch may be smaller.
 
+    Images on another device than the generator's are copied there batch by batch, selected ahead by a thread.
+
     Args:
         split: the training images.
         batch_size: images in a batch.
         augmentation: random changes of the images, or None.
-        generator: of random numbers, on the split's device.
+        generator: of random numbers, on the device that is trained on.
         num_classes: number of classes, needed for mixup.
 
     Yields:
         Images uint8 [B, C, H, W] and class numbers [B]; with mixup, floats in [0, 1] and soft labels
         [B, classes].
     """
-    order = torch.randperm(len(split), generator=generator, device=split.labels.device)
-    for chosen in order.split(batch_size):
-        images, labels = split.images[chosen], split.labels[chosen]
+    chosen = torch.randperm(len(split), generator=generator, device=generator.device).split(batch_size)
+    here = split.labels.device.type == generator.device.type
+    selected = (_select(split, part) for part in chosen) if here else _copy_ahead(split, chosen, generator.device)
+    for images, labels in selected:
         if augmentation:
             images = augment(images, augmentation, generator)
             if augmentation.mixup:
@@ -40,3 +47,29 @@ def training_batches(
                 yield mix_up(floats, labels, num_classes, generator)
                 continue
         yield images, labels
+
+
+def _select(split: ImageSplit, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    return split.images[chosen], split.labels[chosen]
+
+
+def _copy_ahead(split: ImageSplit, chosen: Sequence[Tensor], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches on a device, of images that are not on it."""
+    pin = device.type == "cuda"
+
+    def select(part: Tensor) -> tuple[Tensor, Tensor]:
+        images, labels = _select(split, part.to(split.labels.device))
+        return (images.pin_memory(), labels.pin_memory()) if pin else (images, labels)
+
+    waiting: deque[Future[tuple[Tensor, Tensor]]] = deque()
+    with ThreadPoolExecutor(1) as reader:
+        for part in chosen:
+            waiting.append(reader.submit(select, part))
+            if len(waiting) > _AHEAD:
+                yield _to(device, *waiting.popleft().result())
+        while waiting:
+            yield _to(device, *waiting.popleft().result())
+
+
+def _to(device: torch.device, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    return images.to(device, non_blocking=True), labels.to(device, non_blocking=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from dualcaps.bench import estimate_operations
-from dualcaps.config import ModelConfig, Protocol, Split, TrainConfig
+from dualcaps.config import INCIDENTAL, ModelConfig, Protocol, Split, TrainConfig
 from dualcaps.data.load import SourceInfo, complete_config, inspect_source, unknown_source
 from dualcaps.errors import ConfigError, DataError, ModelError, unknown_name
 from dualcaps.models import build_on_meta, check_memory, describe
@@ -58,7 +58,7 @@ class PlannedRun:
         how = [self.training.protocol, f"{self.training.epochs}-epochs"]
         for setting in dataclasses.fields(TrainConfig):
             value = getattr(self.training, setting.name)
-            if value != setting.default and setting.name not in ("protocol", "epochs", "seed", "device", "compile"):
+            if value != setting.default and setting.name not in ("protocol", "epochs", "seed", *INCIDENTAL):
                 how += [setting.name, str(value)]
         # Distinguishes folders of the same name in several places, and images that changed.
         place = f"{self.where} {self.where.place}".strip()

@@ -21,7 +21,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
-from dualcaps.config import DataConfig, ModelConfig, Protocol, TrainConfig, config_hash, from_json, to_json
+from dualcaps.config import (
+    INCIDENTAL,
+    DataConfig,
+    ModelConfig,
+    Protocol,
+    TrainConfig,
+    config_hash,
+    from_json,
+    to_json,
+)
 from dualcaps.errors import RunError
 from dualcaps.models import default_switches
 from dualcaps.registry import DATASETS
@@ -303,8 +312,7 @@ def record_of(run: Run) -> Record:
         session, data = run.provenance["sessions"][-1], run.provenance["data"]
         settings = {
             "model": to_json(run.model),
-            # Device and compilation are not part of the identity.
-            "training": _without(to_json(run.training), "device", "compile"),
+            "training": _without(to_json(run.training), *INCIDENTAL),
             "data": _without(to_json(run.data), "data_dir")
             | {"source": key.source}
             | ({"place": key.place} if key.place else {}),
@@ -320,7 +328,7 @@ def record_of(run: Run) -> Record:
         images = data.get("sha256") or data["sha256_format_1"]
         error = result.get("reconstruction_error")
         identity = [
-            config_hash(run.model, run.training, run.data, leave_out=("device", "compile", "data_dir", "source")),
+            config_hash(run.model, run.training, run.data, leave_out=(*INCIDENTAL, "data_dir", "source")),
             *(list(key), images, session["device"], result["precision"]),
         ]
         record = Record(

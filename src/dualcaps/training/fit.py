@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from dualcaps.config import DataConfig, ModelConfig, TrainConfig, to_json
 from dualcaps.data.augment import parse_augmentation
 from dualcaps.data.batches import training_batches
-from dualcaps.data.dataset import ImageDataset
+from dualcaps.data.dataset import ImageDataset, ImageSplit
 from dualcaps.errors import ConfigError, DualcapsError, ModelError, RunError
 from dualcaps.explain.reconstructions import reconstruction_error
 from dualcaps.inference import choose_device, choose_precision, evaluate, same_images
@@ -36,10 +36,13 @@ from dualcaps.training.callbacks import (
     TrainingState,
     restore,
 )
+from dualcaps.training.determinism import deterministic
 from dualcaps.training.optimizers import build_optimizer, build_schedule, class_weights, default_learning_rate
 from dualcaps.training.step import TrainingStep
 
-_MAY_CHANGE = ("data_dir", "source", "compile", "device", "epochs", "patience", "init_from", "trunk_weights")
+_MAY_CHANGE = (
+    *("data_dir", "source", "compile", "deterministic", "device", "epochs", "patience", "init_from", "trunk_weights"),
+)
 """Options that may differ when a run is resumed; the data are compared by the hash of the images."""
 
 _INITIAL_IMAGES, _INITIAL_PIXELS = 5_000, 5_000 * 32**2  # at most, that weights computed from the data are taken from
@@ -78,7 +81,7 @@ def fit(
 ) -> Result:
     """Train a network and store everything about the training in a run folder.
 
-    A run can be killed at any time and resumed after its last epoch; with float32 on the CPU the weights are then
+    A run can be killed at any time and resumed after its last epoch; with `deterministic` the weights are then
     identical to the bit. On return the model has the selected epoch's weights.
 
     Args:
@@ -129,6 +132,8 @@ def fit(
         rollback = _create(path, model, data, config, session)
     else:
         _check_same(existing, model, data, config)
+        if config.deterministic and (sessions := existing.provenance["sessions"]):
+            session["threads"] = sessions[0]["threads"]
     with runs.locked(path), _separate_random_numbers(device), ExitStack() as stack:
         if rollback is not None:
             stack.enter_context(_undone_on_error(path, rollback))
@@ -139,6 +144,8 @@ def fit(
                 return _read_finished(existing, model, device)
             _reopen(existing, config, display.log)
             runs.add_session(path, session)
+        if config.deterministic:
+            stack.enter_context(deterministic(device, session["threads"]))
         _, height, width = data.image_shape
         sample = max(1, min(_INITIAL_IMAGES, _INITIAL_PIXELS // (height * width)))
         model.initialise_from_data(training.images[:: math.ceil(len(training) / sample)])
@@ -151,7 +158,7 @@ def fit(
             run=path,
             precision=precision,
             optimizer=build_optimizer(model, config, config.lr),
-            selection=selection.to(device),
+            selection=_place(selection, device, display.log),
             selected_on=runs.selected_on(config),
             training_images=len(training),
             log=display.log,
@@ -163,9 +170,8 @@ def fit(
                 _continue_without_checkpoint(state, existing)
             elif config.init_from is not None:
                 initialise_from(model, config.init_from, display.log)
-        training = training.to(device)
+        training = _place(training, device, display.log)
         steps_per_epoch = math.ceil(len(training) / config.batch_size)
-        repeatable = precision == "float32" and device.type == "cpu" and config.compile == "auto"
         step = TrainingStep(
             model,
             state.optimizer,
@@ -173,7 +179,7 @@ def fit(
             steps=(config.epochs - len(state.history)) * (len(training) // config.batch_size),
             reconstruction_weight=config.reconstruction_weight,
             bfloat16=precision == "bfloat16",
-            compile="never" if repeatable else config.compile,
+            compile="never" if config.deterministic and config.compile == "auto" else config.compile,
             log=display.log,
             label_smoothing=config.label_smoothing,
             class_weight=class_weights(config, training.labels, len(data.classes)),
@@ -255,6 +261,17 @@ def default_path(data: str, model: str, seed: int, *, resume: bool) -> Path:
     """The run folder where none is given, by names and seed: a free one, or the last existing one to resume."""
     choose = runs.latest_run_path if resume else runs.free_run_path
     return choose(f"{data}-{model}-seed{seed}")
+
+
+def _place(split: ImageSplit, device: torch.device, log: Callable[[str], None]) -> ImageSplit:
+    """The images on the device, or in main memory if they would take more than half of a GPU's free memory."""
+    if device.type == "cuda" and split.images.nbytes > (free := torch.cuda.mem_get_info(device)[0]) / 2:
+        log(
+            f"{split.images.nbytes / 1e9:.1f} GB of images stay in main memory, as the GPU has {free / 1e9:.1f} GB "
+            "free: they are copied batch by batch"
+        )
+        return split
+    return split.to(device)
 
 
 def _check_fits(model: Network, data: ImageDataset) -> None:

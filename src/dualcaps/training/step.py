@@ -21,8 +21,9 @@ from dualcaps.nn import to_unit_range
 from dualcaps.runs.files import write_bytes
 
 _WARM_UP, _TIMED = 3, 10
-# The share of time that compiling saves and its duration, as long as this machine has not measured them.
-_USUAL_GAIN, _USUAL_SECONDS = 0.2, 25.0
+# The share of time that compiling saves, in bfloat16 and in float32, and its duration, as long as this machine has not
+# measured them.
+_USUAL_GAIN, _USUAL_GAIN_FLOAT32, _USUAL_SECONDS = 0.2, 0.08, 25.0
 _COMPILES_ON_CPU = "2.9"  # with torch 2.6 and 2.7, compiled routing after Caps-Attention aborts the process
 
 
@@ -99,6 +100,7 @@ class TrainingStep:
             compile = "never"
             log(f"not compiled: torch {torch.__version__} compiles routing on the CPU wrongly: update torch")
         self._undecided = compile == "auto"
+        self._usual_gain = _USUAL_GAIN if bfloat16 or self._device.type != "cpu" else _USUAL_GAIN_FLOAT32
         self._record = _record_file(model, batch_size, bfloat16, self._device)
         self.compiled = False
 
@@ -182,7 +184,7 @@ class TrainingStep:
         self._eager_seconds, self._undecided = eager, False
         known = _read(self._record)
         compiling = known.compiling if known else _USUAL_SECONDS
-        gain = 1 - known.compiled / known.eager if known else _USUAL_GAIN
+        gain = 1 - known.compiled / known.eager if known else self._usual_gain
         if self._steps_left * eager * gain > compiling:
             self._log(f"compiling the training step: {self._steps_left:,} steps of {1e3 * eager:.1f} ms remain")
             self._start_compiled()

@@ -110,6 +110,25 @@ def test_each_switch_changes_the_answer():
         assert (lengths(**switches) - plain).abs().max() > 1e-6, switches
 
 
+@pytest.mark.parametrize("name", ["da-capsnet", "da-capsnet-r", "resnet-r", "cnn", "sabour-capsnet"])
+def test_a_network_sees_a_part_of_standardised_images(name: str):
+    torch.manual_seed(0)
+    model = create_model(name, (2, 40, 44), 3, crop=(28, 28), standardise=True).eval()
+    images = torch.rand(4, 2, 40, 44)
+    lengths = model(images).lengths
+    changed = images.clone()
+    changed[:, :, :6] = 0.5  # above the centre
+    torch.testing.assert_close(model(changed * 0.5 + 0.2).lengths, lengths, atol=2e-5, rtol=1e-4)
+    changed[:, :, 6:10] = 0.5
+    assert not torch.allclose(model(changed).lengths, lengths, atol=1e-4)
+    inside = create_model(name, (2, 28, 28), 3)
+    if model.decoder is None:
+        assert count_parameters(model) == count_parameters(inside)
+    model.train()
+    first, second = (model(images).lengths for _ in range(2))
+    assert not torch.equal(first, second)  # other parts
+
+
 @pytest.mark.parametrize("name", ["capsnet", "da-capsnet"])
 def test_lengths_start_small_on_a_trunk_with_large_features(name: str):
     images = torch.rand(32, 1, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -156,6 +175,7 @@ def test_reconstruction_uses_the_predicted_class_by_default():
         (("capsnet",), {"width": 0}, "width must be at least 1"),
         (("da-capsnet",), {"gate": "softmax"}, "gate must be one of tanh, sigmoid, additive"),
         (("cnn",), {"width": 32}, "cnn has no width"),
+        (("cnn", (1, 28, 28)), {"crop": (32, 28)}, "crop must be two numbers of pixels within the images' 28 x 28"),
         (("capsnet",), {"gate": "sigmoid"}, "capsnet has no attention module that a sigmoid gate could be in"),
         (("capsnet",), {"squash_constant": -1.0}, "squash_constant must be a number above 0"),
         (("capsnet",), {"caps_attention": "both"}, "caps_attention must be one of"),

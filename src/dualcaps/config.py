@@ -28,7 +28,7 @@ Gate = Literal["tanh", "sigmoid", "additive"]
 VotesKind = Literal["grid", "position", "primary"]
 Update = Literal["accumulate", "replace"]
 Split = Literal["official", "random", "views", "azimuth", "elevation"]
-Camera = Literal["left", "right", "both"]
+Camera = Literal["left", "right", "both", "stereo"]
 Optimizer = Literal["adam", "adamw", "sgd"]
 Schedule = Literal["constant", "cosine", "one-cycle", "step"]
 Protocol = Literal["clean", "paper", "last"]
@@ -52,6 +52,9 @@ class ModelConfig:
         name: The network's registered name, which determines the other defaults.
         image_shape: Channels, height and width of the images, in pixels.
         num_classes: Number of classes, and so of parent capsules.
+        crop: Height and width of the part of each image that is used: at a random position in training, otherwise the
+            centre.
+        standardise: Scale each image, after the crop, to mean 0 and standard deviation 1.
         conv_attention: Gate the channels of the feature map (Eqs. 8-12).
         caps_attention: Gate the votes (Eqs. 13-16): every element, every vote, or the same layers for each
             vote; see `dualcaps.nn.CapsAttention`.
@@ -79,6 +82,8 @@ class ModelConfig:
     name: str
     image_shape: tuple[int, int, int] = (1, 28, 28)
     num_classes: int = 10
+    crop: tuple[int, int] | None = None
+    standardise: bool = False
     conv_attention: bool = False
     caps_attention: CapsAttentionKind = "none"
     gate: Gate = "tanh"
@@ -100,6 +105,11 @@ class ModelConfig:
             raise ModelError(f"image_shape must be channels, height and width of at least 1, got {self.image_shape}")
         if self.num_classes < 2:
             raise ModelError(f"num_classes must be at least 2, got {self.num_classes}")
+        if self.crop is not None and not all(
+            1 <= side <= of for side, of in zip(self.crop, self.image_shape[1:], strict=True)
+        ):
+            size = " x ".join(map(str, self.image_shape[1:]))
+            raise ModelError(f"crop must be two numbers of pixels within the images' {size}, got {self.crop}")
         for name, value in (("iterations", self.iterations), ("width", self.width)):
             if value < 1:
                 raise ModelError(f"{name} must be at least 1, got {value}")
@@ -107,6 +117,11 @@ class ModelConfig:
             raise ModelError(f"squash_constant must be a number above 0, got {self.squash_constant}")
         if self.gate != "tanh" and not self.conv_attention and self.caps_attention == "none":
             raise ModelError(f"{self.name} has no attention module that a {self.gate} gate could be in")
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of what the layers see: the images' shape, or the crop's."""
+        return (self.image_shape[0], *(self.crop or self.image_shape[1:]))
 
 
 @dataclass(frozen=True)
@@ -125,7 +140,8 @@ class DataConfig:
         split_seed: Seed of the choice of held-out images.
         split: How test images are chosen: smallnorb official, azimuth, elevation (other toys from viewpoints not
             trained on); coil-20 random, views (a quarter turn of each object).
-        camera: smallnorb: the camera, by default the left.
+        camera: smallnorb: the camera, by default the left; both takes the two pictures of a pair as two images, stereo
+            as two channels of one.
         objects: coil-20: number of objects, by default the first 10.
         extra: svhn: also train on extra_32x32.mat.
         skip_damaged: Leave out image files that cannot be read instead of refusing them.

@@ -22,8 +22,10 @@ from dualcaps.nn import (
     LayerStack,
     PositionVotes,
     PrimaryVotes,
+    crop_images,
     glorot_conv,
     glorot_linear,
+    standardise_images,
     to_unit_range,
 )
 from dualcaps.nn.trunks import TIMM_PREFIX, build_trunk, describe_shape, feature_shape
@@ -182,6 +184,8 @@ class Network(nn.Module):
     def prepare(self, images: Tensor) -> Float[Tensor, "batch channels height width"]:
         """Convert images to the layers' input: floats in [0, 1], channels last in memory.
 
+        With `crop`, a part of them; with `standardise`, with mean 0 and standard deviation 1 instead.
+
         Args:
             images: uint8 from 0 to 255, which are divided by 255, or floats in [0, 1].
 
@@ -196,6 +200,10 @@ class Network(nn.Module):
             images = to_unit_range(images)
         elif not images.is_floating_point():
             raise ModelError(f"{self.config.name} takes uint8 images or floats in [0, 1], got {images.dtype}")
+        if self.config.crop is not None:
+            images = crop_images(images, self.config.crop, random=self.training)
+        if self.config.standardise:
+            images = standardise_images(images)
         if torch.compiler.is_compiling():
             return images
         if images.shape[1] == 1:
@@ -246,10 +254,11 @@ class CapsNet(Network):
         if readout not in ("length", "linear"):
             raise ModelError(f"readout must be one of length, linear, got {readout!r}")
         parents = config.num_classes
-        self.trunk = build_trunk(config, {name: options[name] for name in options if _is_of_trunk(name, config)})
+        inner = _inside(config)
+        self.trunk = build_trunk(inner, {name: options[name] for name in options if _is_of_trunk(name, config)})
         if config.trunk_weights is not None:
             warnings.warn(load_trunk_weights(self.trunk, config.trunk_weights), stacklevel=2)
-        channels, rows, columns = feature_shape(self.trunk, config)
+        channels, rows, columns = feature_shape(self.trunk, inner)
         if config.votes == "position":
             if channels % _SABOUR_CHILD_DIM:
                 raise ModelError(
@@ -378,6 +387,11 @@ class CapsNet(Network):
         return torch.compiler.is_compiling() or not any(map(_has_hooks, bypassed))
 
 
+def _inside(config: ModelConfig) -> ModelConfig:
+    """The configuration of the layers, whose images are those that `Network.prepare` returns."""
+    return dataclasses.replace(config, image_shape=config.input_shape, crop=None)
+
+
 def _has_hooks(module: nn.Module) -> bool:
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     return any(hooks) or "forward" in module.__dict__
@@ -430,7 +444,7 @@ class CNN(Network):
                 pool2=nn.MaxPool2d(2),
             )
         )
-        _, rows, columns = feature_shape(self.trunk, config)
+        _, rows, columns = feature_shape(self.trunk, _inside(config))
         self.classifier = nn.Sequential(
             nn.Flatten(),
             glorot_linear(64 * rows * columns, 1024),
@@ -460,8 +474,9 @@ class ResidualNet(Network):
 
     def __init__(self, config: ModelConfig, grid: int = 2) -> None:
         super().__init__(config)
-        self.trunk = residual_trunk(config, grid)
-        channels, rows, columns = feature_shape(self.trunk, config)
+        inner = _inside(config)
+        self.trunk = residual_trunk(inner, grid)
+        channels, rows, columns = feature_shape(self.trunk, inner)
         self.conv_attention = ConvAttention(channels, config.gate) if config.conv_attention else nn.Identity()
         self.classifier = nn.Sequential(nn.Flatten(), nn.Linear(channels * rows * columns, config.num_classes))
 

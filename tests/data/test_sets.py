@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dualcaps import DataError, ImageDataset, load_data
-from dualcaps.data.load import check_data, data_state
+from dualcaps.data.load import check_data, data_state, inspect_source
 from dualcaps.data.sources import data_set as card_of
 from dualcaps.data.sources.cifar10 import CIFAR_BINARY, CIFAR_PYTHON
 from dualcaps.data.sources.smallnorb import NORB
@@ -111,6 +111,12 @@ def test_smallnorb(tmp_path: Path):
     assert both.test.labels[:4].tolist() == [4, 4, 3, 3]
     # A pair's pictures stay together, so the left ones held out are those of the left camera alone.
     assert torch.equal(both.validation.images[::2], left.validation.images)
+    stereo = load_data("smallnorb", data_dir=root, camera="stereo")
+    assert inspect_source(stereo.config).image_shape == stereo.image_shape == (2, 32, 32)
+    assert torch.equal(stereo.test.images[:, :1], both.test.images[::2, :1])
+    assert torch.equal(stereo.test.images[:, 1:], right.test.images)
+    assert torch.equal(stereo.test.labels, right.test.labels)
+    assert torch.equal(stereo.validation.images[:, :1], left.validation.images[:, :1])
 
 
 def test_novel_viewpoints_of_smallnorb(tmp_path: Path):
@@ -179,7 +185,8 @@ def test_coil_20_with_a_quarter_turn_held_out(coil: Path):
         ("cifar-10", {"extra": True}, "cifar-10 has no option extra"),
         ("coil-20", {"objects": 11}, "objects must be one of 10, 20"),
         ("coil-20", {"split": "azimuth"}, "split of coil-20 must be one of random, views"),
-        ("smallnorb", {"camera": "middle"}, "camera must be one of left, right, both"),
+        ("smallnorb", {"camera": "middle"}, "camera must be one of left, right, both, stereo"),
+        ("smallnorb", {"camera": "stereo", "channels": 1}, "leave the option channels out"),
     ],
 )
 def test_options_that_a_set_does_not_have_are_named(name: str, options: dict, said: str):

@@ -5,9 +5,20 @@ from typing import TypeVar
 import pytest
 import torch
 
-from dualcaps.nn import CapsAttention, ConvAttention, Decoder, GridVotes, LayerStack, PositionVotes, glorot_conv
+from dualcaps.nn import (
+    CapsAttention,
+    ConvAttention,
+    Decoder,
+    GridVotes,
+    LayerStack,
+    PositionVotes,
+    crop_images,
+    glorot_conv,
+    standardise_images,
+)
 from dualcaps.routing import squash
 
+IMAGES = torch.arange(2 * 3 * 5 * 7, dtype=torch.float32).reshape(2, 3, 5, 7)
 Module = TypeVar("Module", bound=torch.nn.Module)
 
 
@@ -16,6 +27,24 @@ def randomised(module: Module) -> Module:
     for number, parameter in enumerate(module.parameters()):
         torch.nn.init.normal_(parameter, std=0.5, generator=torch.Generator().manual_seed(number))
     return module
+
+
+def test_the_centre_is_cropped_or_every_part_is_drawn_for_each_image():
+    assert torch.equal(crop_images(IMAGES, (3, 3), random=False), IMAGES[:, :, 1:4, 2:5])
+    parts = {IMAGES[1, :, top : top + 4, left : left + 6].numpy().tobytes() for top in (0, 1) for left in (0, 1)}
+    torch.manual_seed(0)
+    drawn = [crop_images(IMAGES, (4, 6), random=True) for _ in range(60)]
+    assert {images[1].contiguous().numpy().tobytes() for images in drawn} == parts
+    assert any(not torch.equal(images[0] + 105, images[1]) for images in drawn)  # not at one position for all
+
+
+def test_standardised_images_have_mean_0_and_deviation_1_and_flat_ones_are_zero():
+    images = torch.cat([IMAGES / 255, torch.full((1, 3, 5, 7), 0.4)])
+    found = standardise_images(images)
+    torch.testing.assert_close(found.mean((1, 2, 3)), torch.zeros(3))
+    torch.testing.assert_close(found.std((1, 2, 3), correction=0), torch.tensor([1.0, 1.0, 0.0]))
+    torch.testing.assert_close(found[0], found[1])  # brightness and contrast are gone
+    assert standardise_images(images.bfloat16()).dtype == torch.bfloat16
 
 
 def test_conv_attention_is_equations_8_to_12():

@@ -42,6 +42,7 @@ RunFolder = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN", h
 _METAVARS = {
     "data_dir": "FOLDER",
     "image_size": "H W",
+    "crop": "H W",
     "value_range": "BLACK WHITE",
     "trunk": "NAME",
     "trunk_weights": "FILE",

@@ -107,6 +107,8 @@ def _check_options(config: DataConfig) -> None:
     for option in ("camera", "objects", "extra"):
         if getattr(config, option) and (card is None or option not in card.options):
             raise DataError(f"{display_path(config.source)} has no option {option}: leave it out")
+    if config.camera == "stereo" and config.channels is not None:
+        raise DataError("camera stereo has two channels: leave the option channels out")
 
 
 def _from_plugin(config: DataConfig) -> ImageDataset:
@@ -120,7 +122,7 @@ def _from_plugin(config: DataConfig) -> ImageDataset:
 def _dataset(config: DataConfig, content: Content, sha256: str, found: str, source: Source) -> ImageDataset:
     """Make a data set from content: split it and convert its channels."""
     card = data_set(config.source) if _is_named(config) else None
-    channels = config.channels or (card.channels if card else None)
+    channels = card.channels_of(config) if card else config.channels
     folder = display_path(source.folder)
     # The identity of data and split in runs of format 1.
     identity = [sha256, channels, config.validation, config.test, config.split_seed]
@@ -229,7 +231,7 @@ def inspect_source(config: DataConfig, *, download: bool = False) -> SourceInfo:
         if card.folders and find_files(card, config) is None:
             _find(config, download=download)
         height, width = config.image_size or card.size
-        shape = (config.channels or card.channels, height, width)
+        shape = (card.channels_of(config), height, width)
         return SourceInfo(card.name, shape, card.classes_of(config), *_shares(card.counts(config), config), "")
     images, _ = _find(config, download=False)
     name = source_name(config)

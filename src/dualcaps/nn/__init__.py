@@ -4,8 +4,10 @@ from dualcaps.nn.attention import CapsAttention as CapsAttention
 from dualcaps.nn.attention import ConvAttention as ConvAttention
 from dualcaps.nn.decoder import Decoder as Decoder
 from dualcaps.nn.layers import LayerStack as LayerStack
+from dualcaps.nn.layers import crop_images as crop_images
 from dualcaps.nn.layers import glorot_conv as glorot_conv
 from dualcaps.nn.layers import glorot_linear as glorot_linear
+from dualcaps.nn.layers import standardise_images as standardise_images
 from dualcaps.nn.layers import to_unit_range as to_unit_range
 from dualcaps.nn.votes import GridVotes as GridVotes
 from dualcaps.nn.votes import PositionVotes as PositionVotes

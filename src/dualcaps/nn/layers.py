@@ -45,6 +45,41 @@ def glorot_linear(inputs: int, outputs: int, *, bias: bool = True) -> nn.Linear:
     return layer
 
 
+def crop_images(
+    images: Float[Tensor, "batch channels height width"], size: tuple[int, int], *, random: bool
+) -> Float[Tensor, "batch channels rows columns"]:
+    """A part of each image: at a random position, for each image its own, or the centre.
+
+    Args:
+        images: the images.
+        size: rows and columns of the part.
+        random: whether the position is drawn, by torch's global generator.
+    """
+    (height, width), (rows, columns) = images.shape[2:], size
+    if not random:
+        top, left = (height - rows) // 2, (width - columns) // 2
+        return images[:, :, top : top + rows, left : left + columns]
+    count, device = len(images), images.device
+    top = torch.randint(height - rows + 1, (count, 1), device=device) + torch.arange(rows, device=device)
+    left = torch.randint(width - columns + 1, (count, 1), device=device) + torch.arange(columns, device=device)
+    number = torch.arange(count, device=device)[:, None, None]
+    return images.permute(0, 2, 3, 1)[number, top[:, :, None], left[:, None, :]].permute(0, 3, 1, 2)
+
+
+def standardise_images(
+    images: Float[Tensor, "batch channels height width"],
+) -> Float[Tensor, "batch channels height width"]:
+    """Images with mean 0 and standard deviation 1, each over all its pixels and channels.
+
+    As `tf.image.per_image_standardization`: the deviation is at least 1 / 255 / sqrt(number of values), so that a flat
+    image becomes zero.
+    """
+    values = images.float()
+    deviation, mean = torch.std_mean(values, dim=(1, 2, 3), keepdim=True, correction=0)
+    least = 1 / (255 * values[0].numel() ** 0.5)
+    return ((values - mean) / deviation.clamp(min=least)).to(images.dtype)
+
+
 class LayerStack(nn.Sequential):
     """A sequence of layers in which a convolution and a following ReLU are fused where the result is the same.
 

@@ -77,6 +77,10 @@ class DataSet:
         """The classes of a configuration, which may select some of them."""
         return self.classes[: config.objects or 10] if "objects" in self.options else self.classes
 
+    def channels_of(self, config: DataConfig) -> int:
+        """The images' channels: a stereo pair has one for each camera."""
+        return 2 if config.camera == "stereo" else config.channels or self.channels
+
 
 def downloads(checksums: Mapping[str, str], *bases: str) -> tuple[Download, ...]:
     """Downloads of files, each available below several addresses."""

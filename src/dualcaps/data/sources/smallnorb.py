@@ -90,7 +90,7 @@ _ELEVATIONS_TRAINED = (0, 1, 2)  # the lowest three of nine
 
 
 def _read_norb_files(paths: Sequence[Path], config: DataConfig) -> Labelled:
-    cameras = {"left": (0,), "right": (1,), "both": (0, 1)}[config.camera or "left"]
+    cameras = {"left": (0,), "right": (1,)}.get(config.camera or "left", (0, 1))
     parts = {}
     for part, (image_path, class_path, info_path) in {"train": paths[:3], "test": paths[3:]}.items():
         images = read_norb_images(image_path, cameras, config.image_size or (32, 32))
@@ -105,6 +105,9 @@ def _read_norb_files(paths: Sequence[Path], config: DataConfig) -> Labelled:
                 raise DataError(f"{info_path}: the {config.split} of some images is not known: choose --split official")
             trained = np.isin(viewpoint, _AZIMUTHS_TRAINED if config.split == "azimuth" else _ELEVATIONS_TRAINED)
             keep = trained if part == "train" else ~trained
+        if config.camera == "stereo":
+            parts[part] = images.reshape(count, 2, *images.shape[2:])[keep], labels[keep].astype(np.int64)
+            continue
         kept = np.repeat(keep, len(cameras))
         parts[part] = images[kept], np.repeat(labels, len(cameras))[kept].astype(np.int64)
     return parts

@@ -72,6 +72,8 @@ def test_strips_hold_the_images_pixel_for_pixel():
     np.testing.assert_array_equal(strip, np.concatenate(list(images), axis=1))
     grey = np.repeat(images[..., :1], 3, axis=-1)
     assert np.asarray(Image.open(io.BytesIO(image_strip(grey / 255)))).shape == (4, 15)
+    pair = np.asarray(Image.open(io.BytesIO(image_strip(grey[..., :2] / 255))))
+    np.testing.assert_array_equal(pair, np.concatenate(list(images[..., 0]), axis=1))
     figure = strip_rows({"input": strip, "drawn": 255 - strip})
     assert [axes.get_ylabel() for axes in figure.axes] == ["input", "drawn"]
     np.testing.assert_array_equal(figure.axes[1].images[0].get_array(), 255 - strip)

@@ -132,8 +132,13 @@ def learning_curves(history: Sequence[Mapping[str, Any]], selection: str, select
 
 
 def image_strip(images: np.ndarray) -> bytes:
-    """Images [count, height, width, channels] in [0, 1] side by side as a PNG file, without scaling."""
+    """Images [count, height, width, channels] in [0, 1] side by side as a PNG file, without scaling.
+
+    Three channels are shown in colour, any other number by their mean.
+    """
     row = np.concatenate(list(images), axis=1)
+    if row.shape[-1] not in (1, 3):
+        row = row.mean(axis=-1, keepdims=True)
     grey = row.shape[-1] == 1 or (row == row[..., :1]).all()
     shown = row[..., 0] if grey else row[..., :3]
     content = io.BytesIO()

@@ -73,6 +73,8 @@ def test_shrinking_is_by_area(tmp_path: Path):
 def test_many_images_come_in_order(tmp_path: Path):
     paths = [save(Image.new("L", (2, 2), value), tmp_path / f"{value}.png") for value in range(0, 250, 7)]
     np.testing.assert_array_equal(read_images(paths, (1, 2, 2))[:, 0, 0, 0], range(0, 250, 7))
+    with pytest.raises(DataError, match="image files have 1 or 3 channels, the network takes 2"):
+        read_images(paths, (2, 2, 2))
 
 
 @pytest.mark.parametrize("cut", [0, 1, 10, 20])

@@ -160,8 +160,9 @@ def read_images(
         unread: if given, filled with the reasons, by index, why images cannot be read; these images are black.
 
     Raises:
-        DataError: an image that cannot be read, without `unread`.
+        DataError: an image that cannot be read, without `unread`; or `shape` has other than 1 or 3 channels.
     """
+    check_channels(shape[0])
     pixels = new_pixels((len(images), *shape))
 
     def decode(number: int) -> None:
@@ -176,6 +177,14 @@ def read_images(
         for _ in pool.map(decode, range(len(images))):
             pass
     return pixels
+
+
+def check_channels(channels: int) -> None:
+    """Raise DataError if image files cannot have so many channels, as those of a stereo pair."""
+    if channels not in (1, 3):
+        raise DataError(
+            f"image files have 1 or 3 channels, the network takes {channels}: give predict or evaluate arrays from Python"
+        )
 
 
 def new_pixels(shape: tuple[int, ...]) -> np.ndarray:

@@ -16,7 +16,7 @@ from dualcaps.config import DataConfig
 from dualcaps.data.cache import Content, Source, file_fingerprint, hash_content, load_packed, peek
 from dualcaps.data.dataset import ImageDataset, ImageSplit, split_arrays, to_split
 from dualcaps.data.download import fetch
-from dualcaps.data.images import ValueRange, inspect_images
+from dualcaps.data.images import ValueRange, check_channels, inspect_images
 from dualcaps.data.sources import DataSet, data_set
 from dualcaps.data.sources.encoded import natural_size
 from dualcaps.data.sources.files import cache_folder, checksum, find_files, is_official, missing
@@ -335,6 +335,7 @@ def load_labelled(
     if not root.exists():
         raise unknown_source(str(source))
     channels, height, width = image_shape
+    check_channels(channels)
     if root.is_file() or list_parquet(root):
         grey_or_colour = 1 if channels == 1 else 3
         config = DataConfig(str(root), image_size=(height, width), channels=grey_or_colour, value_range=value_range)

@@ -183,7 +183,7 @@ def check_channels(channels: int) -> None:
     """Raise DataError if image files cannot have so many channels, as those of a stereo pair."""
     if channels not in (1, 3):
         raise DataError(
-            f"image files have 1 or 3 channels, the network takes {channels}: give predict or evaluate arrays from Python"
+            f"image files have 1 or 3 channels, the network takes {channels}: call predict or evaluate with arrays"
         )
 
 

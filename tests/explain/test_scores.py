@@ -8,9 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from dualcaps import CapsOutput, ModelConfig, Network, wrap_module
+from dualcaps import CapsOutput, DataError, ModelConfig, Network, wrap_module
 from dualcaps.explain.maps import explain
-from dualcaps.explain.scores import blurred, deletion, impute, insertion, randomised_weights, ranks, road
+from dualcaps.explain.scores import (
+    blurred,
+    deletion,
+    impute,
+    insertion,
+    randomised_weights,
+    ranks,
+    road,
+    score_maps,
+)
 
 CLASSES = torch.zeros(2, dtype=torch.long)
 
@@ -74,6 +83,32 @@ def test_road_is_0_where_the_map_marks_what_matters_and_1_where_it_marks_it_last
     images[:, 0, 4, 5] = 1
     maps = images[:, 0] * torch.tensor([1.0, -1.0])[:, None, None]
     assert road(Spot(), images, CLASSES, maps).tolist() == [0, 1]
+
+
+def test_a_table_of_scores_puts_a_map_of_what_matters_before_noise():
+    layer = nn.Linear(64, 2)
+    torch.manual_seed(0)
+    layer.weight.data = torch.zeros(2, 64)
+    layer.weight.data[0, [9, 27, 36]] = 4.0
+    layer.bias.data = torch.tensor([0.0, 6.0])
+    model = wrap_module(nn.Sequential(nn.Flatten(), layer), (1, 8, 8), 2)
+    images = torch.rand(30, 1, 8, 8) * 0.3
+    images.flatten(1)[:, [9, 27, 36]] = 1.0
+    counted: list[int] = []
+    found = score_maps(model, images, ("gradient", "random"), batch_size=20, each=counted.append)
+    assert counted == [20, 20, 10, 10]
+    best, noise = found["gradient"], found["random"]
+    assert best.deletion.mean + best.deletion.margin < noise.deletion.mean - noise.deletion.margin
+    assert best.insertion.mean > noise.insertion.mean
+    assert best.road.mean < noise.road.mean
+    assert noise.randomised_weights.mean == pytest.approx(1)  # noise depends on no weights
+    assert {score.images for scores in found.values() for score in scores} == {30}
+    classes = CLASSES.new_zeros(30)
+    by_image = deletion(model, images, classes, explain(model, images, classes, "gradient"))
+    assert best.deletion.mean == pytest.approx(by_image.mean().item(), abs=1e-5)
+    assert best.deletion.margin == pytest.approx(1.96 * by_image.std().item() / 30**0.5, abs=1e-5)
+    with pytest.raises(DataError, match="no images"):
+        score_maps(model, images[:0])
 
 
 def test_maps_that_ignore_the_weights_are_found_out():

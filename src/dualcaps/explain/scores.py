@@ -5,20 +5,101 @@ and return one number an image, so that means have intervals.
 """
 
 import copy
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from dualcaps.errors import DataError
+from dualcaps.explain.maps import MAPS, explain
 from dualcaps.inference import predict
 from dualcaps.models import Network
+from dualcaps.nn import to_unit_range
 
 _STEPS = 20  # of deletion and insertion
 _ROAD_SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 _ROAD_NOISE = 0.01
 _DIRECT, _DIAGONAL = 1 / 6, 1 / 12  # ROAD's weights of a pixel's neighbours
+
+
+class Mean(NamedTuple):
+    """A mean over images with its 95 % interval.
+
+    mean: the mean.
+    margin: half the width of the interval, by the normal distribution; NaN of one image.
+    images: how many.
+    """
+
+    mean: float
+    margin: float
+    images: int
+
+
+class MapScores(NamedTuple):
+    """The scores of one kind of map; see the functions of these names."""
+
+    deletion: Mean
+    insertion: Mean
+    road: Mean
+    randomised_weights: Mean
+
+
+def score_maps(
+    model: Network,
+    images: Tensor,
+    kinds: Sequence[str] = tuple(MAPS),
+    *,
+    batch_size: int = 50,
+    each: Callable[[int], None] = lambda _: None,
+) -> dict[str, MapScores]:
+    """Score kinds of maps on images, each explained for the class that the network predicts.
+
+    Args:
+        model: the network; it is used in evaluation mode.
+        images: uint8, or values in [0, 1].
+        kinds: names in `dualcaps.explain.maps.MAPS`.
+        batch_size: images at once.
+        each: called after each kind of each batch with its number of images, to report progress.
+
+    Raises:
+        DataError: no images.
+        ModelError: the network lacks the part that a kind is computed from.
+    """
+    if not len(images):
+        raise DataError("no images to score maps on")
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+    found: dict[str, list[tuple[Tensor, ...]]] = {kind: [] for kind in kinds}
+    try:
+        for part in images.split(batch_size):
+            placed = part.to(device)
+            batch = to_unit_range(placed) if placed.dtype == torch.uint8 else placed
+            classes = predict(model, batch).argmax(dim=1).to(device)
+            for kind in kinds:
+
+                def make(other: Network, batch: Tensor = batch, classes: Tensor = classes, kind: str = kind) -> Tensor:
+                    return explain(other, batch, classes, kind)
+
+                maps = make(model)
+                scores = tuple(score(model, batch, classes, maps) for score in (deletion, insertion, road))
+                found[kind].append((*scores, randomised_weights(model, maps, make)))
+                each(len(part))
+    finally:
+        model.train(training)
+    return {
+        kind: MapScores(*(_mean(torch.cat(values).tolist()) for values in zip(*parts, strict=True)))
+        for kind, parts in found.items()
+    }
+
+
+def _mean(values: Sequence[float]) -> Mean:
+    margin = 1.96 * statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
+    return Mean(statistics.fmean(values), margin, len(values))
 
 
 def ranks(maps: Float[Tensor, "batch height width"]) -> Int[Tensor, "batch height width"]:

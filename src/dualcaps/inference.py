@@ -426,6 +426,22 @@ def evaluate_run(
     """
     opened = Run.open(run)
     model = load_model(opened, device)
+    split, official, notes = evaluation_split(opened, model, source, data_dir=data_dir)
+    trained_in = opened.result["precision"] if opened.result else opened.provenance["sessions"][-1]["precision"]
+    evaluation = evaluate(model, split, precision=trained_in, tta=opened.training.tta)
+    return RunEvaluation(evaluation, model, split, official, notes)
+
+
+def evaluation_split(
+    opened: Run, model: Network, source: str | None = None, *, data_dir: str | Path | None = None
+) -> tuple[ImageSplit, bool | None, tuple[str, ...]]:
+    """The images that a run is evaluated on, whether they are official ones, and notes about them.
+
+    Args:
+        opened: the run.
+        model: its network.
+        source, data_dir: see `evaluate_run`, which also lists the errors.
+    """
     options = opened.data
     if data_dir is not None:
         options = dataclasses.replace(options, data_dir=os.fspath(data_dir))
@@ -449,9 +465,7 @@ def evaluate_run(
         split, official, notes = data.test, data.provenance["official"], data.notes
     else:
         split = load_labelled(source, model.classes, model.config.image_shape, value_range=model.value_range)
-    trained_in = opened.result["precision"] if opened.result else opened.provenance["sessions"][-1]["precision"]
-    evaluation = evaluate(model, split, precision=trained_in, tta=opened.training.tta)
-    return RunEvaluation(evaluation, model, split, official, tuple(notes))
+    return split, official, tuple(notes)
 
 
 def same_images(data: Any, run: Run) -> bool:

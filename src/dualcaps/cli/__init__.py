@@ -22,6 +22,7 @@ from dualcaps.cli.bench import Bench
 from dualcaps.cli.data import Data
 from dualcaps.cli.display import make_printable, print_notes
 from dualcaps.cli.evaluate import Evaluate
+from dualcaps.cli.explain import Explain
 from dualcaps.cli.models import Models
 from dualcaps.cli.predict import Predict
 from dualcaps.cli.report import Report
@@ -35,13 +36,14 @@ _Command = (
     Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Predict, tyro.conf.subcommand("predict")]
+    | Annotated[Explain, tyro.conf.subcommand("explain")]
     | Annotated[Models, tyro.conf.subcommand("models")]
     | Annotated[Data, tyro.conf.subcommand("data")]
     | Annotated[Bench, tyro.conf.subcommand("bench")]
     | Annotated[Reproduce, tyro.conf.subcommand("reproduce")]
     | Annotated[Report, tyro.conf.subcommand("report")]
 )
-_COMMANDS = ("train", "evaluate", "predict", "models", "data", "bench", "reproduce", "report")
+_COMMANDS = ("train", "evaluate", "predict", "explain", "models", "data", "bench", "reproduce", "report")
 _COMPUTING = (["train"], ["reproduce"], ["bench"])
 _DATA_ACTIONS = ("list", "check", "get", "show")
 

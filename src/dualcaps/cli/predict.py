@@ -47,7 +47,7 @@ class Predict:
 
         opened = Run.open(self.trained)
         model = load_model(opened, self.device)
-        files = [file for path in self.images for file in _image_files(path)]
+        files = [file for path in self.images for file in image_files(path)]
         precision = choose_precision(self.precision, next(model.parameters()).device)
         unread: dict[int, str] = {}
         tta = opened.training.tta
@@ -67,7 +67,7 @@ class Predict:
             sys.exit(1)
 
 
-def _image_files(path: Path) -> list[Path]:
+def image_files(path: Path) -> list[Path]:
     """The file, or the images of a folder, with a note of what was skipped."""
     from dualcaps.data.sources.folder import list_images
 

@@ -129,6 +129,22 @@ MAPS: Mapping[str, Map] = MappingProxyType(
 """The kinds of maps by name."""
 
 
+def usable_maps(model: Network) -> tuple[str, ...]:
+    """The kinds of maps that a network has the parts for."""
+    parameter = next(model.parameters())
+    image = torch.zeros(1, *model.config.image_shape, device=parameter.device, dtype=parameter.dtype)
+    first = torch.zeros(1, dtype=torch.long, device=parameter.device)
+
+    def usable(kind: str) -> bool:
+        try:
+            explain(model, image, first, kind)
+        except ModelError:
+            return False
+        return True
+
+    return tuple(filter(usable, MAPS))
+
+
 def _input_gradient(model: Network, images: Tensor, classes: Tensor) -> Tensor:
     with torch.enable_grad():
         inputs = images.detach().requires_grad_()

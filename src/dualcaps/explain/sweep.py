@@ -22,19 +22,25 @@ _TAIL = 0.01  # share of the poses outside the range that counts as seen, at eac
 
 
 @torch.inference_mode()
-def seen_range(model: Network, split: ImageSplit, label: int) -> Float[Tensor, "2 dim"]:
-    """The range of each dimension of a class's pose over the images of the class: its 1st and 99th percentile.
+def seen_ranges(model: Network, split: ImageSplit) -> Float[Tensor, "classes 2 dim"]:
+    """The range of each dimension of each class's pose over the images of the class: its 1st and 99th percentile.
+
+    Of a class without images it is taken over all images.
 
     Raises:
-        ModelError: the network has no poses, or there are no images of the class.
+        ModelError: the network has no poses, or there are no images.
     """
-    chosen = split.images[split.labels == label]
-    if not len(chosen):
-        raise ModelError(f"no image of class {model.classes[label]} to take the range of its poses from")
-    poses = torch.cat([output.poses[:, label].float().cpu() for _, output in run_batches(model, chosen)])
-    if not poses.shape[1]:
+    if not len(split):
+        raise ModelError("no images to take the range of poses from")
+    poses = torch.cat([output.poses.float().cpu() for _, output in run_batches(model, split.images)])
+    if not poses.shape[2]:
         raise ModelError(f"{model.config.name} has no poses to sweep")
-    return poses.quantile(torch.tensor([_TAIL, 1 - _TAIL]), dim=0)
+    labels, tails = split.labels.cpu(), torch.tensor([_TAIL, 1 - _TAIL])
+    ranges = []
+    for label in range(poses.shape[1]):
+        own = poses[labels == label, label]
+        ranges.append((own if len(own) else poses[:, label]).quantile(tails, dim=0))
+    return torch.stack(ranges)
 
 
 @torch.inference_mode()

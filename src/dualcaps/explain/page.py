@@ -1,0 +1,153 @@
+"""One self-contained HTML page: images with maps, lengths, routing, and a slider for each dimension of the pose."""
+
+import base64
+import json
+from collections.abc import Sequence
+from importlib import resources
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from dualcaps.errors import DataError, ModelError
+from dualcaps.explain.credit import capsule_parts, on_grid
+from dualcaps.explain.maps import explain, usable_maps
+from dualcaps.models import Network
+from dualcaps.nn import to_unit_range
+
+_LARGEST_MAP = 64  # rows and columns of a map that is kept in the page
+_ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.Tanh: "tanh", nn.Sigmoid: "sigmoid"}
+
+
+class Subject(NamedTuple):
+    """A network on the page.
+
+    title: heads its column.
+    about: a line below the title.
+    model: the network.
+    images: those to explain, brought to its shape.
+    ranges: the lowest and highest value of each dimension of each class's pose, for the sliders; None for ±0.25.
+    """
+
+    title: str
+    about: str
+    model: Network
+    images: UInt8[Tensor, "images channels height width"]
+    ranges: Float[Tensor, "classes 2 dim"] | None = None
+
+
+def explanation_page(subjects: Sequence[Subject], names: Sequence[str]) -> str:
+    """The page, as HTML that needs no other file and no network.
+
+    Kinds of maps that a network lacks the parts for are left out, and so are routing and decoder.
+
+    Args:
+        subjects: one network, or several side by side; all with the same images.
+        names: of the images.
+
+    Raises:
+        DataError: no images, or not as many as names.
+    """
+    for subject in subjects:
+        if not len(names) or len(subject.images) != len(names):
+            raise DataError(f"{len(subject.images)} images for {len(names)} names: a page needs at least one image")
+    data = {"runs": [_describe(subject, names) for subject in subjects]}
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    template = resources.files("dualcaps.explain").joinpath("page.html").read_text(encoding="utf-8")
+    return template.replace("__DATA__", text)
+
+
+def _describe(subject: Subject, names: Sequence[str]) -> dict[str, Any]:
+    model = subject.model
+    batch = to_unit_range(subject.images.to(next(model.parameters()).device))
+    maps = {kind: _maps(model, batch, kind) for kind in usable_maps(model) if kind != "random"}
+    try:
+        with torch.no_grad():
+            parts = capsule_parts(model, batch)
+    except ModelError:
+        parts = None
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        lengths = model(batch).lengths
+    model.train(training)
+    entries = []
+    for number, name in enumerate(names):
+        entry: dict[str, Any] = {
+            "name": name,
+            "pixels": _text(subject.images[number].cpu().numpy()),
+            "lengths": [round(length, 5) for length in lengths[number].tolist()],
+            "maps": {kind: _quantised(found[:, number]) for kind, found in maps.items()},
+        }
+        if parts is not None:
+            entry["poses"] = _text(parts.poses[number].float().cpu().numpy())
+            if parts.iterations and parts.features is not None:
+                entry["routing"] = _routing(parts, number)
+        entries.append(entry)
+    return {
+        "title": subject.title,
+        "about": subject.about,
+        "classes": model.classes,
+        "shape": model.config.image_shape,
+        "kinds": list(maps),
+        "entries": entries,
+        "ranges": None if subject.ranges is None else [[_rounded(side) for side in pair] for pair in subject.ranges],
+        "decoder": None if model.decoder is None or parts is None else _decoder(model.decoder.layers),
+    }
+
+
+def _maps(model: Network, images: Tensor, kind: str) -> Float[Tensor, "classes images height width"]:
+    """Maps of all classes."""
+    labels = torch.arange(model.config.num_classes, device=images.device)
+    return torch.stack([explain(model, images, label.expand(len(images)), kind) for label in labels]).float().cpu()
+
+
+def _quantised(maps: Float[Tensor, "classes height width"]) -> dict[str, Any]:
+    """Maps of one image as signed bytes of one scale for all classes, reduced to at most 64x64."""
+    rows, columns = (min(side, _LARGEST_MAP) for side in maps.shape[1:])
+    maps = nn.functional.interpolate(maps.unsqueeze(1), (rows, columns), mode="area").squeeze(1)
+    most = maps.abs().max().clamp(min=1e-30)
+    return {"rows": rows, "columns": columns, "maps": _text((maps / most * 127).round().to(torch.int8).numpy())}
+
+
+def _routing(parts: Any, number: int) -> dict[str, Any]:
+    couplings = [on_grid(step.couplings, parts.features)[number].float().cpu() for step in parts.iterations]
+    stacked = torch.stack(couplings)
+    return {
+        "rows": stacked.shape[2],
+        "columns": stacked.shape[3],
+        "most": float(stacked.max()),
+        "couplings": _text(stacked.numpy()),
+        "lengths": [_rounded(step.parents[number].norm(dim=-1)) for step in parts.iterations],
+    }
+
+
+def _decoder(layers: nn.Sequential) -> dict[str, Any]:
+    """Fully connected layers in half precision, each with the activation that follows it."""
+    modules = list(layers)
+    pairs = zip(modules[::2], modules[1::2], strict=True)
+    described = []
+    for linear, activation in pairs:
+        assert isinstance(linear, nn.Linear)
+        described.append(
+            {
+                "weight": _text(linear.weight.detach().half().cpu().numpy()),
+                "bias": _text(linear.bias.detach().half().cpu().numpy()),
+                "outputs": linear.out_features,
+                "columns": linear.in_features,
+                "activation": _ACTIVATIONS[type(activation)],
+            }
+        )
+    return {"layers": described}
+
+
+def _rounded(values: Tensor) -> list[float]:
+    return [round(value, 5) for value in values.tolist()]
+
+
+def _text(values: np.ndarray) -> str:
+    """The bytes of an array, little-endian, in base 64."""
+    array = np.ascontiguousarray(values)
+    return base64.b64encode(array.astype(array.dtype.newbyteorder("<")).tobytes()).decode("ascii")

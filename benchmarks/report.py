@@ -77,21 +77,21 @@ def _plot_scaling(file: Path) -> None:
 
 
 def _plot(rows: Iterable[Row]) -> None:
-    """Bars of images a second, a panel for each case of the benchmarks of whole networks."""
+    """Bars of images a second, a panel for each machine and case of the benchmarks of whole networks."""
     speeds = [row for row in rows if row["measure"] == "speed" and row["unit"] == "images/s"]
     cases = {}
     for row in speeds:
         if "instructions up to" not in row["machine"]:  # held back on purpose, for the table alone
-            cases.setdefault((row["benchmark"], row["case"]), []).append(row)
+            cases.setdefault((row["machine"], row["benchmark"], row["case"]), []).append(row)
     columns = 2
     figure, panels = plt.subplots(
-        -(-len(cases) // columns), columns, figsize=(13, 2.1 * -(-len(cases) // columns)), layout="constrained"
+        -(-len(cases) // columns), columns, figsize=(13, 2.3 * -(-len(cases) // columns)), layout="constrained"
     )
     for panel, item in itertools.zip_longest(panels.flat, cases.items()):
         if item is None:
             panel.axis("off")
             continue
-        (benchmark, case), lines = item
+        (machine, benchmark, case), lines = item
         names = [row["candidate"] for row in lines]
         values = [float(row["value"]) for row in lines]
         colours = ["#dd7722" if name.startswith(("dualcaps", "predict")) else "#8899aa" for name in names]
@@ -103,7 +103,7 @@ def _plot(rows: Iterable[Row]) -> None:
         panel.errorbar(values, names, xerr=errors, fmt="none", ecolor="#333333", elinewidth=1)
         panel.bar_label(bars, [f" {value:,.0f}" for value in values], label_type="center", color="white", fontsize=8)
         panel.invert_yaxis()
-        panel.set_title(f"{benchmark}: {case}, images/s", fontsize=9, loc="left")
+        panel.set_title(f"{benchmark}: {case}, images/s\n{machine}", fontsize=9, loc="left")
         panel.tick_params(labelsize=8)
         panel.spines[["top", "right"]].set_visible(False)
     figure.savefig(FOLDER / "speed.png", dpi=110)

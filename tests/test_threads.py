@@ -72,12 +72,17 @@ def test_the_quota_of_the_first_version_is_read_too(machine, tmp_path: Path):
         assert threads.available_cores() == cores
 
 
-def test_with_few_cores_all_are_used_under_load(machine, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(
+    ("load", "used"), [("1.20 0 0 2/90 9", None), ("2.10 0 0 3/90 9", "1"), ("9.00 0 0 9/90 9", "1")]
+)
+def test_with_two_cores_both_are_used_unless_others_use_both(
+    machine, monkeypatch: pytest.MonkeyPatch, load: str, used: str | None
+):
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
-    machine(load="9.00 0 0 9/90 9")
-    assert threads.prepare_threads() == ""
-    assert "OMP_NUM_THREADS" not in os.environ
+    machine(load=load)
+    assert bool(threads.prepare_threads()) == (used is not None)
+    assert os.environ.get("OMP_NUM_THREADS") == used
 
 
 def test_settings_of_the_user_are_kept(machine, monkeypatch: pytest.MonkeyPatch):

@@ -8,7 +8,7 @@ from pathlib import Path
 _CGROUP_V2 = Path("/sys/fs/cgroup/cpu.max")
 _CGROUP_V1 = (Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us"))
 _LOAD = Path("/proc/loadavg")
-_FEWEST_CORES = 4  # on fewer, a core shared with another program is worth more than one thread less
+_FEW_CORES = 3  # on so few, a core shared with another program is worth more than one thread less, until all are shared
 
 
 def prepare_threads() -> str:
@@ -16,7 +16,7 @@ def prepare_threads() -> str:
 
     Threads wait for each other without spinning: on a shared core, a spinning thread takes the time of the one that it
     waits for. There are as many as this process may use cores, by its affinity and the quota of its control group,
-    less those that other programs use at the moment, but at least half.
+    less those that other programs use at the moment, but at least half; on two or three cores only if others use all.
 
     Returns:
         A note for the user if other programs reduce the number, otherwise "".
@@ -27,7 +27,9 @@ def prepare_threads() -> str:
     if "OMP_NUM_THREADS" in os.environ:
         return ""
     usable = available_cores()
-    busy = _busy_cores() if usable >= _FEWEST_CORES else 0
+    busy = _busy_cores()
+    if busy < usable <= _FEW_CORES:
+        busy = 0
     threads = max(usable - busy, math.ceil(usable / 2))
     if threads < (os.cpu_count() or 1):
         os.environ["OMP_NUM_THREADS"] = str(threads)

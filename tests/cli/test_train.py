@@ -297,7 +297,7 @@ def test_plugins_that_cannot_be_loaded_are_one_line(run_cli: Callable):
 def test_killed_at_random_moments_of_training_it_resumes_to_the_same_weights(shapes: Path, tmp_path: Path):
     command = [
         *(sys.executable, "-m", "dualcaps", "train", str(shapes), "--model", "da-capsnet", "--epochs", "20"),
-        *("--batch-size", "8", "--precision", "float32", "--device", "cpu", "--resume", "--out"),
+        *("--batch-size", "8", "--precision", "float32", "--device", "cpu", "--deterministic", "--resume", "--out"),
     ]
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
 

@@ -3,11 +3,13 @@
 import argparse
 import csv
 import datetime
+import functools
 import os
 import re
+import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as the command line does, for all candidates
@@ -15,8 +17,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 
-from dualcaps.bench import Timing, matrix_rate
-from dualcaps.inference import choose_device
+from dualcaps import ImageSplit, Network
+from dualcaps.bench import Timing, interleave, matrix_rate, our_training
+from dualcaps.inference import Precision, choose_device
 from dualcaps.runs.run import environment
 
 ROOT = Path(__file__).parents[1]
@@ -97,9 +100,41 @@ def _text(number: float | None) -> str:
     return "" if number is None else f"{number:.6g}"
 
 
-def add_matrix_rate(rates: list[float], device: torch.device, number_type: str) -> None:
-    """Measure the rate of a large matrix product, in operations per second."""
+def time_training(
+    network: Network,
+    part: ImageSplit,
+    batch: int,
+    precision: Precision,
+    rounds: int,
+    others: Mapping[str, Callable[[], object]],
+) -> tuple[dict[str, Timing], dict[str, list[float]]]:
+    """Time epochs of training, eager and compiled, in float32 and another number type, interleaved with `others`.
+
+    Returns:
+        Timings by candidate; and by number type the rates of large matrix products meanwhile, in operations per second.
+    """
+    rates: dict[Precision, list[float]] = {"float32": [], precision: []}
+    candidates = dict(others)
+    for number_type in rates:
+        candidates[f"dualcaps {number_type}, eager"] = our_training(network, part, batch, number_type, "never")
+        candidates[f"dualcaps {number_type}, compiled"] = our_training(network, part, batch, number_type, "always")
+    products = {f"matrix product {number_type}": number_type for number_type in rates}
+    for name, number_type in products.items():
+        candidates[name] = functools.partial(_add_matrix_rate, rates[number_type], part.labels.device, number_type)
+    timings = interleave(candidates, rounds=rounds, items=len(part))
+    return {name: timing for name, timing in timings.items() if name not in products}, dict(rates)
+
+
+def _add_matrix_rate(rates: list[float], device: torch.device, number_type: str) -> None:
     rates.append(matrix_rate(device, getattr(torch, number_type)))
+
+
+def add_share(results: Results, case: str, number_type: str, rates: Sequence[float], achieved: float) -> None:
+    """Add the rate of matrix products, and the share of it that was achieved, in operations per second."""
+    matrix = statistics.median(rates)
+    spread = {"slowest": min(rates) / 1e9, "fastest": max(rates) / 1e9, "n": len(rates)}
+    results.add(case, f"matrix product {number_type}", "speed", matrix / 1e9, "GFLOP/s", **spread)
+    results.add(case, f"of the {number_type} matrix rate", "share", 100 * achieved / matrix, "%")
 
 
 def in_fresh_process(script: str, arguments: Sequence[object]) -> float:

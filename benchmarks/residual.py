@@ -1,13 +1,10 @@
 """Training speed of `da-capsnet-r` and its controls, whose users have larger images and widths than the paper's."""
 
-import functools
-import statistics
-
 import torch
-from common import Results, add_matrix_rate, parse, place
+from common import Results, add_share, parse, place, time_training
 
 from dualcaps import Network, create_model, predict
-from dualcaps.bench import ParityError, count_operations, interleave, our_training, random_split
+from dualcaps.bench import ParityError, count_operations, random_split
 from dualcaps.inference import choose_precision
 
 # Network, width, image shape, batch.
@@ -38,31 +35,21 @@ def _measure(
     batch: int,
     rounds: int,
 ) -> None:
-    number_types = tuple(dict.fromkeys(("float32", choose_precision("auto", device))))
+    precision = choose_precision("auto", device)
     torch.manual_seed(0)
     model = create_model(network, shape, width=width)
-    for number_type in number_types:
+    for number_type in ("float32", precision):
         _check_device(model, device, number_type)
     part = random_split(shape, (100 if device.type == "cuda" else 4) * batch, device)
     case = f"{network} w{width} {shape[1]}x{shape[2]}x{shape[0]}, batch {batch}"
-    rates: dict[str, list[float]] = {number_type: [] for number_type in number_types}
-    candidates = {}
-    for number_type in number_types:
-        candidates[f"{number_type}, eager"] = our_training(model, part, batch, number_type, "never")
-        candidates[f"{number_type}, compiled"] = our_training(model, part, batch, number_type, "always")
-    for number_type, found in rates.items():
-        candidates[f"matrix product {number_type}"] = functools.partial(add_matrix_rate, found, device, number_type)
-    timings = interleave(candidates, rounds=rounds, items=len(part))
+    timings, rates = time_training(model, part, batch, precision, rounds, {})
     operations = count_operations(model.config)
     results.add(case, "dualcaps", "operations", operations / 1e9, "GFLOP/image")
     for name, timing in timings.items():
-        if not name.startswith("matrix product"):
-            results.add_timing(case, f"dualcaps {name}", "speed", timing, "images/s")
+        results.add_timing(case, name, "speed", timing, "images/s")
     for number_type, found in rates.items():
-        best = max(timings[f"{number_type}, {how}"].rate for how in ("eager", "compiled"))
-        matrix = statistics.median(found)
-        results.add(case, f"matrix product {number_type}", "speed", matrix / 1e9, "GFLOP/s", n=len(found))
-        results.add(case, f"of the {number_type} matrix rate", "share", 100 * best * operations / matrix, "%")
+        best = max(timings[f"dualcaps {number_type}, {how}"].rate for how in ("eager", "compiled"))
+        add_share(results, case, number_type, found, best * operations)
 
 
 def _check_device(model: Network, device: torch.device, number_type: str) -> None:

@@ -1,18 +1,13 @@
 """Training speed and memory: ours against plain PyTorch, and how near the matrix rate it comes."""
 
-import functools
-import statistics
-
 import torch
-from common import Results, add_matrix_rate, in_fresh_process, parse, place
+from common import Results, add_share, in_fresh_process, parse, place, time_training
 
 from dualcaps import create_model
 from dualcaps.bench import (
     SHAPES,
     check_parity,
     count_operations,
-    interleave,
-    our_training,
     plain_training,
     random_split,
 )
@@ -42,26 +37,16 @@ def _measure(
         check_parity(model, device, number_type)
     part = random_split(SHAPES[text], (200 if device.type == "cuda" else 10) * batch, device)
     case = f"{network}{' + decoder' if decoder else ''} {text}, batch {batch}"
-    number_types = tuple(dict.fromkeys(("float32", precision)))
-    rates: dict[str, list[float]] = {number_type: [] for number_type in number_types}
-    candidates = {"plain PyTorch float32": plain_training(model, part, batch)}
-    for number_type in number_types:
-        candidates[f"dualcaps {number_type}, eager"] = our_training(model, part, batch, number_type, "never")
-        candidates[f"dualcaps {number_type}, compiled"] = our_training(model, part, batch, number_type, "always")
-    for number_type, found in rates.items():
-        candidates[f"matrix product {number_type}"] = functools.partial(add_matrix_rate, found, device, number_type)
-    timings = interleave(candidates, rounds=rounds, items=len(part))
+    others = {"plain PyTorch float32": plain_training(model, part, batch)}
+    timings, rates = time_training(model, part, batch, precision, rounds, others)
     operations = count_operations(model.config)
     results.add(case, "dualcaps", "operations", operations / 1e9, "GFLOP/image")
     for name, timing in timings.items():
-        if not name.startswith("matrix product"):
-            results.add_timing(case, name, "speed", timing, "images/s")
+        results.add_timing(case, name, "speed", timing, "images/s")
     plain = timings["plain PyTorch float32"].rate
     for number_type, found in rates.items():
-        matrix, ours = statistics.median(found), timings[f"dualcaps {number_type}, compiled"].rate
-        spread = {"slowest": min(found) / 1e9, "fastest": max(found) / 1e9, "n": len(found)}
-        results.add(case, f"matrix product {number_type}", "speed", matrix / 1e9, "GFLOP/s", **spread)
-        results.add(case, f"of the {number_type} matrix rate", "share", 100 * ours * operations / matrix, "%")
+        ours = timings[f"dualcaps {number_type}, compiled"].rate
+        add_share(results, case, number_type, found, ours * operations)
         results.add(case, f"dualcaps {number_type} / plain PyTorch", "ratio", ours / plain, "times")
     used = {}
     for how, name in (("plain", "plain PyTorch float32"), ("eager", f"dualcaps {precision}")):

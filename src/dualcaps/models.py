@@ -27,6 +27,7 @@ from dualcaps.nn import (
     glorot_linear,
     standardise_images,
     to_unit_range,
+    training_mode,
 )
 from dualcaps.nn.trunks import TIMM_PREFIX, build_trunk, describe_shape, feature_shape
 from dualcaps.nn.trunks.residual import residual_trunk
@@ -318,13 +319,10 @@ class CapsNet(Network):
         super().initialise_from_data(images)
         if isinstance(self.votes, GridVotes) and self.votes.scale is not None:
             buffers = {name: buffer.clone() for name, buffer in self.named_buffers()}  # BatchNorm's averages
-            training = self.training
-            self.train()
-            with torch.random.fork_rng([]):
+            with training_mode(self, True), torch.random.fork_rng([]):
                 votes = self.votes(self.conv_attention(self.trunk(self.prepare(images[:_FIRST_IMAGES]))))
             for name, buffer in self.named_buffers():
                 buffer.copy_(buffers[name])
-            self.train(training)
             inputs = votes.sum(dim=2).norm(dim=-1).square().mean().sqrt() / self.config.num_classes
             wanted = (self.config.squash_constant * _FIRST_LENGTH / (1 - _FIRST_LENGTH)) ** 0.5
             if inputs > 0:

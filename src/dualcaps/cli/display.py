@@ -53,6 +53,11 @@ def stdout() -> Console:
     return console
 
 
+def stderr() -> Console:
+    """A console for standard error, where progress is shown."""
+    return _console(stderr=True)
+
+
 def _console(**options: Any) -> Console:
     return Console(highlight=False, markup=False, emoji=False, legacy_windows=False, **options)
 
@@ -142,7 +147,7 @@ class GridDisplay:
     """
 
     def __init__(self, total: int, done: int, budget: float | None) -> None:
-        self._console = _console(stderr=True)
+        self._console = stderr()
         self._bars = Bars(
             TextColumn("{task.description}"),
             BarColumn(20),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 from rich.progress import Progress
 
-from dualcaps.cli.display import print_json, print_notes, stdout, table
+from dualcaps.cli.display import print_json, print_notes, stderr, stdout, table
 from dualcaps.cli.options import DataDir, Device, PluginFiles, RunFolder
 from dualcaps.cli.predict import image_files
 from dualcaps.errors import ConfigError, DataError, DualcapsError, display_path
@@ -88,7 +88,7 @@ class Explain:
         kinds = usable_maps(model)
         if missing := [kind for kind in MAPS if kind not in kinds]:
             print_notes([f"{model.config.name} lacks the parts for the maps {', '.join(missing)}"])
-        with Progress(disable=not sys.stderr.isatty(), console=None, transient=True) as progress:
+        with Progress(console=stderr(), disable=not sys.stderr.isatty(), transient=True) as progress:
             task = progress.add_task("scoring maps", total=len(images) * len(kinds))
             found = score_maps(model, images, kinds, each=lambda done: progress.advance(task, done))
         if self.json:

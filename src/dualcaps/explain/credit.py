@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dualcaps.errors import ModelError
 from dualcaps.models import Intermediates, Network
-from dualcaps.nn import CapsAttention, ConvAttention
+from dualcaps.nn import CapsAttention, ConvAttention, training_mode
 
 _ALIGNED = 1e-3  # how far the cosine of a pose and its sum of votes may be from 1
 
@@ -63,12 +63,8 @@ def capsule_parts(model: Network, images: Tensor) -> Intermediates:
     Raises:
         ModelError: the network has no capsules.
     """
-    training = model.training
-    model.eval()
-    try:
+    with training_mode(model, False):
         found = model(images, intermediates=True)
-    finally:
-        model.train(training)
     if found.gated_votes is None or found.couplings is None:
         raise ModelError(f"{model.config.name} has no capsules with couplings to explain it by")
     return found

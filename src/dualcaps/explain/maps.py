@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from dualcaps.errors import ConfigError, ModelError, unknown_name
 from dualcaps.explain.credit import capsule_parts, constant_gates, credit_of, on_grid
 from dualcaps.models import Network
+from dualcaps.nn import training_mode
 
 _NOISY_COPIES, _NOISE = 25, 0.15  # of SmoothGrad; the noise as a share of the range of values
 
@@ -33,12 +34,8 @@ def explain(
     """
     if kind not in MAPS:
         raise ConfigError(unknown_name("map", kind, MAPS))
-    training = model.training
-    model.eval()
-    try:
+    with training_mode(model, False):
         return MAPS[kind](model, images, classes).detach()
-    finally:
-        model.train(training)
 
 
 def gradient(model: Network, images: Tensor, classes: Tensor) -> Tensor:

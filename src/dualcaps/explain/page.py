@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from dualcaps.errors import DataError, ModelError
-from dualcaps.explain.credit import capsule_parts, on_grid
+from dualcaps.errors import DataError
+from dualcaps.explain.credit import on_grid
 from dualcaps.explain.maps import explain, usable_maps
 from dualcaps.models import Network
-from dualcaps.nn import to_unit_range
+from dualcaps.nn import to_unit_range, training_mode
 
 _LARGEST_MAP = 64  # rows and columns of a map that is kept in the page
 _ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.Tanh: "tanh", nn.Sigmoid: "sigmoid"}
@@ -63,25 +63,17 @@ def _describe(subject: Subject, names: Sequence[str]) -> dict[str, Any]:
     model = subject.model
     batch = to_unit_range(subject.images.to(next(model.parameters()).device))
     maps = {kind: _maps(model, batch, kind) for kind in usable_maps(model) if kind != "random"}
-    try:
-        with torch.no_grad():
-            parts = capsule_parts(model, batch)
-    except ModelError:
-        parts = None
-    training = model.training
-    model.eval()
-    with torch.no_grad():
-        lengths = model(batch).lengths
-    model.train(training)
+    with training_mode(model, False), torch.no_grad():
+        parts = model(batch, intermediates=True)
     entries = []
     for number, name in enumerate(names):
         entry: dict[str, Any] = {
             "name": name,
             "pixels": _text(subject.images[number].cpu().numpy()),
-            "lengths": [round(length, 5) for length in lengths[number].tolist()],
+            "lengths": [round(length, 5) for length in parts.lengths[number].tolist()],
             "maps": {kind: _quantised(found[:, number]) for kind, found in maps.items()},
         }
-        if parts is not None:
+        if parts.gated_votes is not None:
             entry["poses"] = _text(parts.poses[number].float().cpu().numpy())
             if parts.iterations and parts.features is not None:
                 entry["routing"] = _routing(parts, number)
@@ -94,7 +86,7 @@ def _describe(subject: Subject, names: Sequence[str]) -> dict[str, Any]:
         "kinds": list(maps),
         "entries": entries,
         "ranges": None if subject.ranges is None else [[_rounded(side) for side in pair] for pair in subject.ranges],
-        "decoder": None if model.decoder is None or parts is None else _decoder(model.decoder.layers),
+        "decoder": None if model.decoder is None or parts.gated_votes is None else _decoder(model.decoder.layers),
     }
 
 

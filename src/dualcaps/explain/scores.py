@@ -18,7 +18,7 @@ from dualcaps.errors import DataError
 from dualcaps.explain.maps import MAPS, explain
 from dualcaps.inference import predict
 from dualcaps.models import Network
-from dualcaps.nn import to_unit_range
+from dualcaps.nn import to_unit_range, training_mode
 
 _STEPS = 20  # of deletion and insertion
 _ROAD_SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -72,10 +72,8 @@ def score_maps(
     if not len(images):
         raise DataError("no images to score maps on")
     device = next(model.parameters()).device
-    training = model.training
-    model.eval()
     found: dict[str, list[tuple[Tensor, ...]]] = {kind: [] for kind in kinds}
-    try:
+    with training_mode(model, False):
         for part in images.split(batch_size):
             placed = part.to(device)
             batch = to_unit_range(placed) if placed.dtype == torch.uint8 else placed
@@ -89,8 +87,6 @@ def score_maps(
                 scores = tuple(score(model, batch, classes, maps) for score in (deletion, insertion, road))
                 found[kind].append((*scores, randomised_weights(model, maps, make)))
                 each(len(part))
-    finally:
-        model.train(training)
     return {
         kind: MapScores(*(_mean(torch.cat(values).tolist()) for values in zip(*parts, strict=True)))
         for kind, parts in found.items()
@@ -162,13 +158,11 @@ def randomised_weights(
         make_maps: makes the maps of the same images with another network.
     """
     other = copy.deepcopy(model)
-    with torch.random.fork_rng([]):
-        torch.manual_seed(0)
-        for module in other.modules():
-            for name, parameter in module.named_parameters(recurse=False):
-                shuffled = parameter.detach().flatten()[torch.randperm(parameter.numel(), device=parameter.device)]
-                with torch.no_grad():
-                    getattr(module, name).copy_(shuffled.view_as(parameter))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
+            parameter.copy_(parameter.flatten()[order].view_as(parameter))
     first, second = (ranks(found).flatten(1).double() for found in (maps, make_maps(other)))
     first, second = (values - values.mean(dim=1, keepdim=True) for values in (first, second))
     return torch.cosine_similarity(first, second, dim=1)

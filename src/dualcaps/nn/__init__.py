@@ -9,6 +9,7 @@ from dualcaps.nn.layers import glorot_conv as glorot_conv
 from dualcaps.nn.layers import glorot_linear as glorot_linear
 from dualcaps.nn.layers import standardise_images as standardise_images
 from dualcaps.nn.layers import to_unit_range as to_unit_range
+from dualcaps.nn.layers import training_mode as training_mode
 from dualcaps.nn.votes import GridVotes as GridVotes
 from dualcaps.nn.votes import PositionVotes as PositionVotes
 from dualcaps.nn.votes import PrimaryVotes as PrimaryVotes

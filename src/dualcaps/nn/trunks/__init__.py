@@ -7,6 +7,7 @@ from torch import nn
 
 from dualcaps.config import ModelConfig
 from dualcaps.errors import ModelError
+from dualcaps.nn.layers import training_mode
 from dualcaps.nn.trunks import paper as paper
 from dualcaps.nn.trunks import residual as residual
 from dualcaps.nn.trunks import sabour as sabour
@@ -42,10 +43,8 @@ def feature_shape(trunk: nn.Module, config: ModelConfig) -> tuple[int, int, int]
     """
     channels, height, width = config.image_shape
     parameter = next(trunk.parameters(), torch.zeros(()))
-    training = [module for module in trunk.modules() if module.training]
-    trunk.eval()
     try:
-        with torch.no_grad(), torch.random.fork_rng([]):
+        with training_mode(trunk, False), torch.no_grad(), torch.random.fork_rng([]):
             zeros = torch.zeros(1, channels, height, width, device=parameter.device, dtype=parameter.dtype)
             features = trunk(zeros)
     except RuntimeError as error:
@@ -53,9 +52,6 @@ def feature_shape(trunk: nn.Module, config: ModelConfig) -> tuple[int, int, int]
         if "size" not in reason and "dimension" not in reason:
             raise
         raise _too_small(trunk, config, reason) from error
-    finally:
-        for module in training:
-            module.training = True
     if not isinstance(features, torch.Tensor) or features.ndim != 4:
         found = tuple(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__
         raise ModelError(

@@ -3,11 +3,13 @@
 import math
 import os
 import sys
+import time
 from pathlib import Path
 
 _CGROUP_V2 = Path("/sys/fs/cgroup/cpu.max")
 _CGROUP_V1 = (Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us"))
 _LOAD = Path("/proc/loadavg")
+_SAMPLES, _SECONDS_BETWEEN_SAMPLES = 5, 0.02
 _FEW_CORES = 3  # on so few, a core shared with another program is worth more than one thread less, until all are shared
 
 
@@ -59,9 +61,18 @@ def _quota() -> float | None:
 
 
 def _busy_cores() -> int:
-    """How many threads of other processes run, by the smaller of the last minute's mean and the present number."""
+    """How many threads of other processes run, by the smallest of the last minute's mean and some present numbers.
+
+    One present number alone counts programs that only run for an instant, such as the shell that started this process.
+    """
+    busy = sys.maxsize
     try:
-        mean, _, _, tasks, _ = _LOAD.read_text(encoding="ascii").split()
-        return max(0, min(round(float(mean)), int(tasks.partition("/")[0]) - 1))
+        for _ in range(_SAMPLES):
+            mean, _, _, tasks, _ = _LOAD.read_text(encoding="ascii").split()
+            busy = max(0, min(busy, round(float(mean)), int(tasks.partition("/")[0]) - 1))
+            if not busy:
+                break
+            time.sleep(_SECONDS_BETWEEN_SAMPLES)
+        return busy
     except (OSError, ValueError):
         return 0

@@ -129,6 +129,24 @@ def test_novel_viewpoints_of_smallnorb(tmp_path: Path):
     assert len(azimuth.train) + len(azimuth.validation) == 810 * 6 // 18
     kept = np.isin(np.arange(810)[::-1] // 45 * 2, (0, 2, 4, 30, 32, 34), invert=True)
     assert np.abs(azimuth.test.images[:, 0].numpy() - by_area(pairs[::-1, 0][kept])).max() < 0.7
+    assert azimuth.test.attributes["azimuth"].tolist() == (np.arange(810)[::-1] // 45 * 20)[kept].tolist()
+
+
+def test_viewpoints_of_smallnorb_belong_to_their_images(tmp_path: Path):
+    files, _ = norb_files(packed=False)
+    root = put(tmp_path / "smallnorb", files)
+    for camera, repeats in (("left", 1), ("both", 2), ("stereo", 1)):
+        data = load_data("smallnorb", data_dir=root, camera=camera)
+        number = np.repeat(np.arange(810)[::-1], repeats)
+        assert data.test.attributes["azimuth"].tolist() == (number // 45 * 20).tolist()
+        assert data.test.attributes["elevation"].tolist() == (30 + 5 * (number // 5 % 9)).tolist()
+        assert set(data.test.attributes) == {"instance", "elevation", "azimuth", "lighting"}
+        # The validation images are drawn from the training images, each with its own viewpoint.
+        pixels = {bytes(image.numpy()): place for place, image in enumerate(data.test.images)}
+        places = [pixels[bytes(image.numpy())] for image in data.validation.images]
+        assert data.validation.attributes["azimuth"].tolist() == data.test.attributes["azimuth"][places].tolist()
+    unknown = put(tmp_path / "unknown" / "smallnorb", norb_files(packed=False, known=False)[0])
+    assert set(load_data("smallnorb", data_dir=unknown).train.attributes["elevation"]) == {-1}
 
 
 def test_smallnorb_without_known_viewpoints_is_named(tmp_path: Path):
@@ -160,6 +178,10 @@ def test_coil_20(coil: Path):
     assert torch.equal(data.train.images[:, 0, 0, 0] // 10, data.train.labels.to(torch.uint8))
     inside = load_data("coil-20", data_dir=coil / "coil-20" / "coil-20-proc")
     assert torch.equal(inside.train.images, data.train.images)
+    for part in (data.train, data.validation, data.test):
+        assert (part.images[:, 0, 0, 0] % 10).tolist() == (part.attributes["azimuth"] // 40).tolist()
+    merged = data.train + data.validation
+    assert merged.attributes["azimuth"].shape == merged.labels.shape
     every = load_data("coil-20", data_dir=coil, objects=20)
     assert len(every.classes) == 20
     assert len(every.train) + len(every.validation) + len(every.test) == 1440
@@ -172,6 +194,7 @@ def test_coil_20_with_a_quarter_turn_held_out(coil: Path):
     held = sorted({int(image[0, 0, 0]) % 10 for image in data.test.images})
     # The grey tells views eight by eight: a contiguous quarter of 18 views covers three or four such eights.
     assert len(held) in (3, 4)
+    assert (data.test.images[:, 0, 0, 0] % 10).tolist() == (data.test.attributes["azimuth"] // 40).tolist()
     assert len(shown) >= 10 * 6
     other = load_data("coil-20", data_dir=coil, split="views", split_seed=1, channels=1)
     assert other.provenance["sha256_format_1"] != data.provenance["sha256_format_1"]

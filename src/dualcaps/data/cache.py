@@ -63,6 +63,7 @@ class Source:
         read: reads the content; raises DataError.
         notes: see `ImageDataset.notes`; about finding the files.
         sizes: counts own images of each size (height, width) before resizing; raises DataError.
+        attributes: reads what is known of the images besides their labels, which is not packed; see `ImageSplit`.
     """
 
     files: Sequence[Path]
@@ -70,6 +71,7 @@ class Source:
     read: Callable[[], Content]
     notes: tuple[str, ...] = ()
     sizes: Callable[[], Counter[tuple[int, int]]] = Counter
+    attributes: Callable[[], dict[str, dict[str, np.ndarray]]] = dict
 
     @functools.cached_property
     def folder(self) -> str:

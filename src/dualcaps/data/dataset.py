@@ -21,6 +21,7 @@ from dualcaps.data.splits import stratified_split
 from dualcaps.errors import DataError
 
 _HASHED_AT_ONCE = 4096  # images
+_FILE = ""  # the key of files beside attributes while they are split
 
 
 @dataclass(frozen=True)
@@ -32,15 +33,18 @@ class ImageSplit:
         labels: class numbers from 0, int64; an array or list is converted.
         classes: class names in the order of the labels, if they are known.
         files: the file of each image, if the images were read from files of their own.
+        attributes: what else is known of each image, by name: whole numbers [N], -1 where it is not known. Of
+            smallNORB instance, elevation, azimuth (degrees) and lighting; of COIL-20 azimuth.
 
     Raises:
-        DataError: images that are not uint8 [N, C, H, W], or labels that are not N whole numbers.
+        DataError: images that are not uint8 [N, C, H, W], or labels or attributes that are not N whole numbers.
     """
 
     images: UInt8[Tensor, "count channels height width"]
     labels: Int[Tensor, "count"]
     classes: tuple[str, ...] | None = None
     files: tuple[str, ...] | None = field(default=None, repr=False)
+    attributes: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         images = torch.from_numpy(self.images) if isinstance(self.images, np.ndarray) else self.images
@@ -53,6 +57,9 @@ class ImageSplit:
             raise DataError(f"labels must be class numbers, got {_describe(labels)}")
         if labels.shape != images.shape[:1]:
             raise DataError(f"{len(images):,} images but labels of shape {tuple(labels.shape)}")
+        for name, values in self.attributes.items():
+            if values.shape != labels.shape or values.dtype.kind not in "iu":
+                raise DataError(f"{len(images):,} images but attribute {name} is {_describe(values)}")
         object.__setattr__(self, "images", images)
         object.__setattr__(self, "labels", labels.to(torch.int64))
 
@@ -66,7 +73,9 @@ class ImageSplit:
     def __add__(self, other: "ImageSplit") -> "ImageSplit":
         images, labels = torch.cat([self.images, other.images]), torch.cat([self.labels, other.labels])
         files = None if self.files is None or other.files is None else self.files + other.files
-        return ImageSplit(images, labels, self.classes, files)
+        common = [name for name in self.attributes if name in other.attributes]
+        attributes = {name: np.concatenate([self.attributes[name], other.attributes[name]]) for name in common}
+        return ImageSplit(images, labels, self.classes, files, attributes)
 
     def to(self, device: torch.device) -> "ImageSplit":
         """The same images on a device."""
@@ -333,6 +342,7 @@ def split_arrays(
     value_range: ValueRange | None = None,
     notes: tuple[str, ...] = (),
     files: Mapping[str, Sequence[str]] | None = None,
+    attributes: Mapping[str, Mapping[str, np.ndarray]] | None = None,
 ) -> ImageDataset:
     """Make a data set of labelled images; missing parts are split off from the training images.
 
@@ -340,13 +350,17 @@ def split_arrays(
         parts: uint8 [N, C, H, W] and labels of "train" and optionally "test" and "validation".
         classes, config, name, flip, batch_size, provenance, value_range, notes: see `ImageDataset`.
         files: by part, the file of each image.
+        attributes: by part, see `ImageSplit.attributes`.
         together: number of successive images that stay in one part, such as the two of a stereo pair.
 
     Raises:
         DataError: a class with too few images.
     """
     parts = dict(parts)
-    named = {} if files is None else {part: np.array(files[part], object) for part in parts}
+    known: dict[str, dict[str, np.ndarray]] = {part: dict((attributes or {}).get(part, {})) for part in parts}
+    if files is not None:
+        for part in parts:
+            known[part][_FILE] = np.array(files[part], object)
     for part, fraction in (("test", config.test), ("validation", config.validation)):
         if part not in parts and fraction is not None:
             images, labels = parts["train"]
@@ -356,12 +370,11 @@ def split_arrays(
                 raise DataError(f"{config.source or name}: {error}") from error
             kept, held = ((which[:, None] * together + np.arange(together)).ravel() for which in chosen)
             parts["train"], parts[part] = ((select_pixels(images, which), labels[which]) for which in (kept, held))
-            if named:
-                named["train"], named[part] = named["train"][kept], named["train"][held]
-    splits = {
-        part: to_split(*parts[part], classes, tuple(named[part]) if named else None)
-        for part in ("train", "validation", "test")
-    }
+            all_known = known["train"]
+            known["train"], known[part] = (
+                {name: values[which] for name, values in all_known.items()} for which in (kept, held)
+            )
+    splits = {part: to_split(*parts[part], classes, **_split(known[part])) for part in ("train", "validation", "test")}
     return ImageDataset(
         name,
         **splits,
@@ -380,11 +393,21 @@ def split_arrays(
 
 
 def to_split(
-    images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...], files: tuple[str, ...] | None = None
+    images: np.ndarray,
+    labels: np.ndarray,
+    classes: tuple[str, ...],
+    files: tuple[str, ...] | None = None,
+    attributes: Mapping[str, np.ndarray] | None = None,
 ) -> ImageSplit:
     """Convert arrays to a split; tensors share memory with contiguous, writable arrays."""
     writable = torch.from_numpy(np.require(images, requirements=["C", "W"]))
-    return ImageSplit(writable, torch.from_numpy(np.asarray(labels, np.int64)), classes, files)
+    return ImageSplit(writable, torch.from_numpy(np.asarray(labels, np.int64)), classes, files, attributes or {})
+
+
+def _split(known: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Files and attributes of a part, as `to_split` takes them."""
+    files = known.pop(_FILE, None)
+    return {"files": None if files is None else tuple(files), "attributes": known}
 
 
 def _describe(value: Any) -> str:

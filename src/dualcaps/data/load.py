@@ -145,6 +145,7 @@ def _dataset(config: DataConfig, content: Content, sha256: str, found: str, sour
         files=None
         if content.files is None
         else {part: [f"{folder}{os.sep}{name}" for name in names] for part, names in content.files.items()},
+        attributes=source.attributes(),
     )
     if channels == 3 and data.image_shape[0] == 1:
         parts = {
@@ -419,4 +420,6 @@ def _named_source(card: DataSet, config: DataConfig, download: bool) -> tuple[So
                 raise DataError(f"{paths[0].parent}: label {wrong} is not one of the {len(classes)} classes")
         return Content(parts, classes, all(is_official(card, path) for path in files))
 
-    return Source(files, relevant, read_files), str(paths[0].parent)
+    return Source(files, relevant, read_files, attributes=lambda: layout.attributes(paths, wanted)), str(
+        paths[0].parent
+    )

@@ -14,6 +14,10 @@ Labelled = dict[str, tuple[np.ndarray, np.ndarray]]
 """Images uint8 [N, C, H, W] and labels by part: "train", and optionally "test" and "validation"."""
 
 
+Attributes = dict[str, dict[str, np.ndarray]]
+"""Whole numbers [N] by part and name."""
+
+
 class Download(NamedTuple):
     """A file as published by its authors, with its addresses and checksum.
 
@@ -31,10 +35,12 @@ class Layout(NamedTuple):
 
     files: their names; any may be gzipped, with `.gz` appended.
     read: reads the files as labelled images.
+    attributes: reads what else is known of the images, by part, see `ImageSplit.attributes`.
     """
 
     files: tuple[str, ...]
     read: Callable[[Sequence[Path], DataConfig], Labelled]
+    attributes: Callable[[Sequence[Path], DataConfig], Attributes] = lambda *_: {}
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 from dualcaps.config import DataConfig
 from dualcaps.data.images import inspect_images, read_image
 from dualcaps.data.limits import open_zip, read_member
-from dualcaps.data.sources.card import DataSet, Labelled, Layout, downloads
+from dualcaps.data.sources.card import Attributes, DataSet, Labelled, Layout, downloads
 from dualcaps.errors import DataError
 from dualcaps.registry import register_dataset
 
@@ -72,15 +72,25 @@ def _read_coil_files(paths: Sequence[Path], config: DataConfig) -> Labelled:
     images = read_coil(paths[0], config.objects or 10, config.image_size or (32, 32))
     objects, views = images.shape[:2]
     labels = np.repeat(np.arange(objects), views).reshape(objects, views)
-    if config.split == "views":
-        # A quarter turn, the same for all objects, is held out.
-        start = np.random.default_rng(config.split_seed).integers(views)
-        held = np.isin(np.arange(views), (start + np.arange(views // 4)) % views)
-        return {
-            part: (images[:, which].reshape(-1, *images.shape[2:]), labels[:, which].ravel())
-            for part, which in (("train", ~held), ("test", held))
-        }
-    return {"train": (images.reshape(-1, *images.shape[2:]), labels.ravel())}
+    return {
+        part: (images[:, which].reshape(-1, *images.shape[2:]), labels[:, which].ravel())
+        for part, which in _views(config).items()
+    }
+
+
+def _views(config: DataConfig) -> dict[str, np.ndarray]:
+    """The views of each part, the same for all objects: with split `views` a quarter turn is held out."""
+    views = np.arange(_COIL_VIEWS)
+    if config.split != "views":
+        return {"train": views}
+    start = np.random.default_rng(config.split_seed).integers(_COIL_VIEWS)
+    held = np.isin(views, (start + np.arange(_COIL_VIEWS // 4)) % _COIL_VIEWS)
+    return {"train": views[~held], "test": views[held]}
+
+
+def _read_coil_attributes(_: Sequence[Path], config: DataConfig) -> Attributes:
+    degrees = 360 // _COIL_VIEWS
+    return {part: {"azimuth": np.tile(degrees * which, config.objects or 10)} for part, which in _views(config).items()}
 
 
 def _counts(config: DataConfig) -> dict[str, int]:
@@ -105,9 +115,13 @@ def coil_20() -> DataSet:
         batch_size=16,
         folders=("coil-20", "COIL-20"),
         layouts=(
-            Layout(("coil-20-proc.zip",), _read_coil_files),
-            Layout(("coil-20-proc",), _read_coil_files),
-            Layout(("obj1__0.png",), lambda paths, config: _read_coil_files([paths[0].parent], config)),
+            Layout(("coil-20-proc.zip",), _read_coil_files, _read_coil_attributes),
+            Layout(("coil-20-proc",), _read_coil_files, _read_coil_attributes),
+            Layout(
+                ("obj1__0.png",),
+                lambda paths, config: _read_coil_files([paths[0].parent], config),
+                _read_coil_attributes,
+            ),
         ),
         downloads=downloads(
             {"coil-20-proc.zip": archive},

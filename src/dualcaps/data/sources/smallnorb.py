@@ -9,7 +9,7 @@ import numpy as np
 from dualcaps.config import DataConfig
 from dualcaps.data.images import resize
 from dualcaps.data.limits import Stream, raise_wrong_length, read_rest, read_sizes, read_up_to, unpacked
-from dualcaps.data.sources.card import DataSet, Labelled, Layout, downloads
+from dualcaps.data.sources.card import Attributes, DataSet, Labelled, Layout, downloads
 from dualcaps.errors import DataError
 from dualcaps.registry import register_dataset
 
@@ -98,18 +98,40 @@ def _read_norb_files(paths: Sequence[Path], config: DataConfig) -> Labelled:
         count = len(images) // len(cameras)
         if labels.shape != (count,) or info.shape != (count, 4):
             raise DataError(f"{class_path}: {labels.shape[0]} labels for the {count} pairs in {image_path.name}")
-        keep = np.ones(count, bool)
-        if config.split in ("azimuth", "elevation"):
-            viewpoint = info[:, 2 if config.split == "azimuth" else 1]
-            if viewpoint.min() < 0:
-                raise DataError(f"{info_path}: the {config.split} of some images is not known: choose --split official")
-            trained = np.isin(viewpoint, _AZIMUTHS_TRAINED if config.split == "azimuth" else _ELEVATIONS_TRAINED)
-            keep = trained if part == "train" else ~trained
+        keep = _kept(info, part, config, info_path)
         if config.camera == "stereo":
             parts[part] = images.reshape(count, 2, *images.shape[2:])[keep], labels[keep].astype(np.int64)
             continue
         kept = np.repeat(keep, len(cameras))
         parts[part] = images[kept], np.repeat(labels, len(cameras))[kept].astype(np.int64)
+    return parts
+
+
+def _kept(info: np.ndarray, part: str, config: DataConfig, info_path: Path) -> np.ndarray:
+    """Which pairs of a part belong to a split by viewpoint."""
+    if config.split not in ("azimuth", "elevation"):
+        return np.ones(len(info), bool)
+    viewpoint = info[:, 2 if config.split == "azimuth" else 1]
+    if viewpoint.min() < 0:
+        raise DataError(f"{info_path}: the {config.split} of some images is not known: choose --split official")
+    trained = np.isin(viewpoint, _AZIMUTHS_TRAINED if config.split == "azimuth" else _ELEVATIONS_TRAINED)
+    return trained if part == "train" else ~trained
+
+
+def _read_norb_attributes(paths: Sequence[Path], config: DataConfig) -> Attributes:
+    parts = {}
+    for part, info_path in (("train", paths[2]), ("test", paths[5])):
+        info = read_norb(info_path).astype(np.int64)
+        info = info[_kept(info, part, config, info_path)]
+        if config.camera == "both":
+            info = np.repeat(info, 2, axis=0)
+        instance, elevation, azimuth, lighting = info.T
+        parts[part] = {
+            "instance": instance,
+            "elevation": np.where(elevation < 0, -1, 30 + 5 * elevation),
+            "azimuth": np.where(azimuth < 0, -1, 10 * azimuth),
+            "lighting": lighting,
+        }
     return parts
 
 
@@ -134,7 +156,7 @@ def smallnorb() -> DataSet:
         channels=3,
         counts=_counts,
         folders=("smallnorb", "smallNORB"),
-        layouts=(Layout(NORB, _read_norb_files),),
+        layouts=(Layout(NORB, _read_norb_files, _read_norb_attributes),),
         downloads=downloads(
             {
                 f"{NORB[0]}.gz": "sha256:5ffd6272a07d32695ee1082a26a41a93a37aab8c28da047f8c34ed348d214873",

@@ -9,7 +9,7 @@ import math
 import os
 import warnings
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,14 +17,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.func import functional_call
 
 from dualcaps.config import Precision, PrecisionChoice, TestTimeAugmentation
 from dualcaps.data.augment import test_time_views
 from dualcaps.data.convert import images_from
-from dualcaps.data.dataset import ImageSplit
+from dualcaps.data.dataset import ImageDataset, ImageSplit
 from dualcaps.data.images import read_images
 from dualcaps.data.load import load_data, load_labelled
 from dualcaps.errors import ConfigError, DataError, ModelError, RunError
@@ -313,6 +313,7 @@ def predict_files(
     batch_size: int | None = None,
     tta: TestTimeAugmentation = "none",
     unread: dict[int, str] | None = None,
+    each_batch: Callable[[Tensor], object] = lambda _: None,
 ) -> Float[Tensor, "count classes"]:
     """`predict` for image files of any size and mode, resized to the network's shape.
 
@@ -323,14 +324,29 @@ def predict_files(
         paths: the files.
         unread: if given, files that cannot be read do not stop the others: their indices in `paths` and
             the reasons are stored here, and their lengths are NaN.
+        each_batch: called with the images of each batch in turn, uint8 [B, C, H, W]; black where they cannot be read.
 
     Raises:
         DataError: a file cannot be read as an image, and `unread` is not given.
     """
-    device = next(model.parameters()).device
-    size = batch_size or choose_batch_size(device)
-    batches = [paths[start : start + size] for start in range(0, len(paths), size)]
+    skipped: dict[int, str] | None = None if unread is None else {}
     answers = []
+    for pixels in _read_ahead(model, paths, batch_size, skipped):
+        answers.append(predict(model, pixels, precision=precision, batch_size=batch_size, tta=tta))
+        each_batch(pixels)
+    lengths = torch.cat(answers)
+    if unread is not None and skipped:
+        unread |= skipped
+        lengths[list(skipped)] = math.nan
+    return lengths
+
+
+def _read_ahead(
+    model: Network, paths: Sequence[Path], batch_size: int | None, unread: dict[int, str] | None
+) -> Iterator[UInt8[Tensor, "batch channels height width"]]:
+    """Read image files in batches, resized to the network's shape; the next ones are read while one is used."""
+    size = batch_size or choose_batch_size(next(model.parameters()).device)
+    batches = [paths[start : start + size] for start in range(0, len(paths), size)]
 
     def read(batch: Sequence[Path]) -> tuple[np.ndarray, dict[int, str]]:
         skipped: dict[int, str] = {}
@@ -344,16 +360,11 @@ def predict_files(
                 pixels, skipped = coming.popleft().result()
                 if number + _BATCHES_READ_AHEAD < len(batches):
                     coming.append(reader.submit(read, batches[number + _BATCHES_READ_AHEAD]))
-                images = torch.from_numpy(pixels)
-                answers.append(predict(model, images, precision=precision, batch_size=size, tta=tta))
                 if unread is not None:
                     unread |= {number * size + place: reason for place, reason in sorted(skipped.items())}
+                yield torch.from_numpy(pixels)
         finally:
             reader.shutdown(cancel_futures=True)
-    lengths = torch.cat(answers)
-    if unread:
-        lengths[list(unread)] = math.nan
-    return lengths
 
 
 def evaluate(
@@ -449,14 +460,7 @@ def evaluation_split(
     load_entry_points()
     official, notes = None, ()
     if source is None or options.source in (source, str(Path(source).resolve())):
-        if options.source == "":
-            raise DataError(f"{opened.path}: was trained on arrays: name the images to evaluate on")
-        data = load_data(**vars(options))
-        if not same_images(data, opened):
-            raise DataError(
-                f"{options.source}: changed since {opened.path} was trained on it, so test images cannot be "
-                "distinguished from training images: put the images to evaluate on into another folder and name that"
-            )
+        data = run_data(opened, data_dir=data_dir)
         split, official, notes = data.test, data.provenance["official"], data.notes
     elif source in DATASETS:
         data = load_data(source, data_dir=options.data_dir, image_size=(height, width), channels=channels)
@@ -466,6 +470,31 @@ def evaluation_split(
     else:
         split = load_labelled(source, model.classes, model.config.image_shape, value_range=model.value_range)
     return split, official, tuple(notes)
+
+
+def run_data(opened: Run, *, data_dir: str | Path | None = None) -> ImageDataset:
+    """The data set that a run was trained on, with the same split.
+
+    Args:
+        opened: the run.
+        data_dir: see `evaluate_run`.
+
+    Raises:
+        DataError: the run was trained on arrays, or the images cannot be found or have changed since.
+    """
+    options = opened.data
+    if data_dir is not None:
+        options = dataclasses.replace(options, data_dir=os.fspath(data_dir))
+    load_entry_points()
+    if options.source == "":
+        raise DataError(f"{opened.path}: was trained on arrays: name the images to evaluate on")
+    data = load_data(**vars(options))
+    if not same_images(data, opened):
+        raise DataError(
+            f"{options.source}: changed since {opened.path} was trained on it, so test images cannot be "
+            "distinguished from training images: put the images to evaluate on into another folder and name that"
+        )
+    return data
 
 
 def same_images(data: Any, run: Run) -> bool:

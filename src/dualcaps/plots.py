@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.text import Text
 
+_MOST_IN_LEGEND = 20
 _BLUE, _ORANGE = "#2266aa", "#dd7722"
 _COLOURS = {
     "capsnet": _BLUE,
@@ -216,6 +217,44 @@ def labelled_images(images: np.ndarray, captions: Sequence[str], *, columns: int
         axes.imshow(image if image.shape[-1] == 3 else image.mean(axis=-1), cmap="gray", vmin=0, vmax=1)
         lines = (_shortened(line, 26) for line in caption.splitlines())
         axes.set_title("\n".join(lines), fontsize=6)
+    return figure
+
+
+def pose_scatter(
+    together: np.ndarray, names: Sequence[str], by_azimuth: Mapping[str, tuple[np.ndarray, np.ndarray]]
+) -> "Figure":
+    """Plot points of two dimensions coloured by class, and beside them the points of single classes by azimuth.
+
+    Args:
+        together: points [N, 2].
+        names: the class name of each.
+        by_azimuth: by title, points [M, 2] and their azimuths in degrees.
+    """
+    import matplotlib as mpl
+
+    columns = min(4, 1 + len(by_azimuth))
+    rows = -(-(1 + len(by_azimuth)) // columns)
+    figure = _figure(3.2 * columns + 0.8, 3.2 * rows)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
+    for axis in axes[1 + len(by_azimuth) :]:
+        axis.remove()
+    axes = axes[: 1 + len(by_azimuth)]
+    for axis in axes:
+        axis.set(xticks=[], yticks=[])
+    classes = list(dict.fromkeys(names))
+    colours = mpl.colormaps["tab10" if len(classes) <= 10 else "tab20"]
+    for number, name in enumerate(classes):
+        own = np.array([other == name for other in names])
+        label = _shortened(name, 20) if number < _MOST_IN_LEGEND else None
+        axes[0].scatter(*together[own].T, s=4, label=label, color=colours(number % colours.N))
+    axes[0].set_title("all poses by class, t-SNE", fontsize=9)
+    axes[0].legend(fontsize=6, markerscale=2)
+    points = None
+    for axis, (title, (own, azimuths)) in zip(axes[1:], by_azimuth.items(), strict=True):
+        points = axis.scatter(*own.T, s=6, c=azimuths, cmap="twilight", vmin=0, vmax=360)
+        axis.set_title(_shortened(title, 40), fontsize=9)
+    if points is not None:
+        figure.colorbar(points, ax=axes, label="azimuth in degrees", shrink=0.6, ticks=range(0, 361, 90))
     return figure
 
 

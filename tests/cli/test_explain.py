@@ -58,3 +58,14 @@ def test_mistakes_are_one_line(run_cli: Callable, run: Path, shapes: Path, tmp_p
     for number in range(31):
         shutil.copy(next(shapes.rglob("*.png")), many / f"{number}.png")
     assert_one_line(run_cli("explain", run, many), "31 images are too many for a page")
+
+
+def test_poses_are_drawn_and_probes_need_viewpoints(run_cli: Callable, run_copy: Path, shapes: Path):
+    said = run_cli("explain", run_copy, "--poses", shapes)
+    assert said.code == 0, said.err
+    assert said.out == f"{run_copy / 'poses.png'}\n"
+    assert (run_copy / "poses.png").read_bytes().startswith(b"\x89PNG")
+    assert_one_line(run_cli("explain", run_copy, "--probe"), "no viewpoints to probe")
+    assert_one_line(run_cli("explain", run_copy, "--probe", "--score"), "--score and --probe: choose one")
+    assert_one_line(run_cli("explain", run_copy, "--json"), "--count and --json belong to")
+    assert_one_line(run_cli("explain", run_copy, "--poses", "--compare", run_copy), "leave --compare out")

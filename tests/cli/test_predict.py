@@ -7,7 +7,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+from support import SHAPES, draw_shape
 
 from .messages import assert_one_line
 
@@ -57,3 +60,40 @@ def test_images_that_cannot_be_found_are_one_line(run_cli: Callable, run: Path, 
     assert_one_line(run_cli("predict", "nowhere", "x.png"), "nowhere: no such run folder")
     assert_one_line(run_cli("predict", "nowhere"), "IMAGE")
     assert_one_line(run_cli("predict", run, "x.png", "--top", 0), "--top must be at least 1")
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_images_unlike_all_classes_are_rejected(run_cli: Callable, tmp_path: Path):
+    random = np.random.default_rng(0)
+    for kind, name in enumerate(SHAPES):
+        (tmp_path / "many" / name).mkdir(parents=True)
+        for number in range(60):
+            picture = Image.fromarray(draw_shape(kind, (12, 12), random))
+            picture.save(tmp_path / "many" / name / f"{number}.png")
+    Image.fromarray(random.integers(0, 256, (12, 12), dtype=np.uint8)).save(tmp_path / "noise.png")
+    said = run_cli(
+        *("train", tmp_path / "many", "--model", "capsnet", "--recipe", "paper", "--epochs", 5),
+        *("--validation", 0.3, "--out", tmp_path / "known", "--device", "cpu", "--precision", "float32"),
+    )
+    assert said.code == 0, said.err
+    command = ("predict", tmp_path / "known", tmp_path / "noise.png", tmp_path / "many" / "down" / "0.png", "--reject")
+    said = run_cli(*command)
+    assert said.code == 0, said.err
+    assert said.err.startswith("note: thresholds set on 42 images (the validation images), kept in ")
+    noise, known = (line.strip().split(maxsplit=1)[1] for line in said.out.splitlines()[1:])
+    assert noise.startswith("none of these: ")
+    assert noise.endswith(" of known images")
+    assert known.startswith("down ")
+    shutil.move(tmp_path / "many", tmp_path / "elsewhere")  # the thresholds are kept
+    command = (*command[:3], tmp_path / "elsewhere" / "down" / "0.png", "--reject", "--json")
+    said = run_cli(*command)
+    assert said.err == ""
+    noise, known = json.loads(said.out)
+    assert (noise["rejected"], known["rejected"]) == (True, False)
+    assert set(noise["known_images_as_unusual"]) == {"length", "reconstruction", "entropy"}
+    assert min(noise["known_images_as_unusual"].values()) < min(known["known_images_as_unusual"].values())
+
+
+def test_too_few_held_out_images_are_named(run_cli: Callable, run_copy: Path, shapes: Path):
+    assert_one_line(run_cli("predict", run_copy, shapes, "--reject"), "held-out images are too few to set thresholds")
+    assert not (run_copy / "rejection.json").exists()

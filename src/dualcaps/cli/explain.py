@@ -2,7 +2,6 @@
 
 import math
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,9 +18,11 @@ if TYPE_CHECKING:
     from dualcaps.data.dataset import ImageSplit
     from dualcaps.explain.page import Subject
     from dualcaps.explain.scores import MapScores, Mean
+    from dualcaps.models import Network
     from dualcaps.runs.run import Run
 
 _MOST_IMAGES = 30
+_SCORED, _PROBED, _DRAWN = 200, 5_000, 2_000  # test images at most
 _RANGE_IMAGES = 2_000  # test images that the range of the poses is taken from
 _METRICS = {
     "deletion": "lower is better",
@@ -33,7 +34,7 @@ _METRICS = {
 
 @dataclass(frozen=True)
 class Explain:
-    """Show what speaks for each class in an image, or score how well maps show it."""
+    """Show what speaks for each class in an image, or measure how well maps show it and what poses hold."""
 
     trained: RunFolder
     images: Annotated[
@@ -47,35 +48,45 @@ class Explain:
     """Other runs to show beside it; their classes may differ."""
     score: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
     """Score the kinds of maps beside a random one, instead of writing a page."""
-    count: int = 200
-    """How many images to score maps on, drawn from the test images."""
+    probe: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
+    """Measure how well azimuth, elevation and lighting are predicted linearly from poses, features and pixels, instead
+    of writing a page; for smallnorb and coil-20."""
+    poses: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
+    """Draw the poses of the test images in two dimensions, instead of writing a page; by default as poses.png in the
+    run folder."""
+    count: Annotated[
+        int | None, tyro.conf.arg(help_behavior_hint="(default: 200 to score, 5,000 to probe, 2,000 to draw)")
+    ] = None
+    """How many images to use at most, drawn from the test images."""
     seed: int = 0
     """Seed of the draw."""
     data_dir: DataDir = None
     device: Device = "auto"
     json: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
-    """Print the scores as JSON."""
+    """Print scores or probes as JSON."""
     plugin: PluginFiles = ()
 
     def run(self) -> None:
-        """Write the page, or print the scores."""
-        if self.score:
-            self._print_scores()
-        else:
+        """Write the page or the picture of the poses, or print scores or probes."""
+        asked = [f"--{name}" for name in ("score", "probe", "poses") if getattr(self, name)]
+        if len(asked) > 1:
+            raise ConfigError(f"{' and '.join(asked)}: choose one of them")
+        if not asked:
+            if self.count is not None or self.json:
+                raise ConfigError(
+                    "--count and --json belong to --score, --probe and --poses: leave them out for a page"
+                )
             self._write_page()
-
-    def _print_scores(self) -> None:
-        if self.count < 1:
+            return
+        if self.count is not None and self.count < 1:
             raise ConfigError(f"--count must be at least 1, got {self.count}")
         if len(self.images) > 1:
-            raise DataError(f"--score takes one data set or folder of classes, got {len(self.images)}")
-        if self.out is not None or self.compare:
-            raise ConfigError("--score writes no page: leave --out and --compare out")
+            raise DataError(f"{asked[0]} takes one data set or folder of classes, got {len(self.images)}")
+        if self.compare or (self.out is not None and not self.poses):
+            raise ConfigError(
+                f"{asked[0]} writes no page: leave {'--compare' if self.poses else '--out and --compare'} out"
+            )
 
-        import torch
-
-        from dualcaps.explain.maps import MAPS, usable_maps
-        from dualcaps.explain.scores import score_maps
         from dualcaps.inference import evaluation_split, load_model
         from dualcaps.runs.run import Run
 
@@ -83,8 +94,21 @@ class Explain:
         model = load_model(opened, self.device)
         split, _, notes = evaluation_split(opened, model, *self.images[:1], data_dir=self.data_dir)
         print_notes(notes)
+        if self.score:
+            self._print_scores(model, split)
+        elif self.probe:
+            self._print_probes(model, split)
+        else:
+            self._draw_poses(model, split)
+
+    def _print_scores(self, model: "Network", split: "ImageSplit") -> None:
+        import torch
+
+        from dualcaps.explain.maps import MAPS, usable_maps
+        from dualcaps.explain.scores import score_maps
+
         order = torch.randperm(len(split), generator=torch.Generator().manual_seed(self.seed))
-        images = split.images[order[: self.count]]
+        images = split.images[order[: self.count or _SCORED]]
         kinds = usable_maps(model)
         if missing := [kind for kind in MAPS if kind not in kinds]:
             print_notes([f"{model.config.name} lacks the parts for the maps {', '.join(missing)}"])
@@ -101,7 +125,37 @@ class Explain:
         stdout().print(columns)
         print(f"means over {len(images):,} images with 95 % intervals; each image is explained for its predicted class")
 
+    def _print_probes(self, model: "Network", split: "ImageSplit") -> None:
+        from dualcaps.explain.probes import ATTRIBUTES, probe_all
+
+        found = probe_all(model, split, most=self.count or _PROBED)
+        if self.json:
+            print_json({name: probe._asdict() for name, probe in found.items()})
+            return
+        measured = list(next(iter(found.values())).values)
+        columns = table("from", "numbers", *measured, right=("numbers", *measured))
+        columns.add_row("", "", *(ATTRIBUTES[name] for name in measured))
+        for name, probe in found.items():
+            values = (f"{value:.3f}" if name == "lighting" else f"{value:.1f}°" for name, value in probe.values.items())
+            columns.add_row(name, f"{probe.dimensions:,}", *values)
+        stdout().print(columns)
+        images = next(iter(found.values())).images
+        print(f"ridge regressions of {images:,} images, one for each class, cross-validated; none: from nothing")
+
+    def _draw_poses(self, model: "Network", split: "ImageSplit") -> None:
+        from dualcaps.explain.pose_space import pose_space, pose_space_figure
+        from dualcaps.plots import png
+        from dualcaps.runs.files import write_bytes
+
+        space = pose_space(model, split, most=self.count or _DRAWN)
+        out = self.out or self.trained / "poses.png"
+        write_bytes(out, png(pose_space_figure(space, model.classes)))
+        print(display_path(out))
+
     def _write_page(self) -> None:
+        import torch
+
+        from dualcaps.data.images import read_images
         from dualcaps.explain.page import explanation_page
         from dualcaps.runs.files import write_text
         from dualcaps.runs.run import Run
@@ -112,45 +166,52 @@ class Explain:
             raise DataError(f"{len(files):,} images are too many for a page: name at most {_MOST_IMAGES}")
         subjects, names = [], [display_path(file) for file in files]
         for opened in runs:
-            subject, shown = self._subject(opened, files)
+            subject, shown = load_subject(opened, device=self.device, data_dir=self.data_dir, images_needed=not files)
+            if files:
+                shape, value_range = subject.model.config.image_shape, subject.model.value_range
+                subject = subject._replace(images=torch.from_numpy(read_images(files, shape, value_range=value_range)))
             subjects.append(subject)
             names = names or shown
         out = self.out or self.trained / "explanation.html"
         write_text(out, explanation_page(subjects, names))
         print(display_path(out))
 
-    def _subject(self, opened: "Run", files: Sequence[Path]) -> tuple["Subject", list[str]]:
-        """A run's network with the images to explain, and names of the images."""
-        import torch
 
-        from dualcaps.data.dataset import ImageSplit
-        from dualcaps.data.images import read_images
-        from dualcaps.explain.page import Subject
-        from dualcaps.explain.sweep import seen_ranges
-        from dualcaps.inference import evaluation_split, load_model
+def load_subject(
+    opened: "Run", *, device: str, data_dir: Path | None, images_needed: bool
+) -> tuple["Subject", list[str]]:
+    """A run's network with the first test image of each class, and names of these images.
 
-        model = load_model(opened, self.device)
-        ranges, split = None, None
-        try:
-            split, _, _ = evaluation_split(opened, model, data_dir=self.data_dir)
-        except DualcapsError as error:
-            if not files:
-                raise
-            print_notes([f"sliders reach 0.25 to both sides of a pose, as its range cannot be computed: {error}"])
-        if split is not None and model.decoder is not None:
-            step = math.ceil(len(split) / _RANGE_IMAGES)
-            ranges = seen_ranges(model, ImageSplit(split.images[::step], split.labels[::step]))
-        if files:
-            images: Any = torch.from_numpy(read_images(files, model.config.image_shape, value_range=model.value_range))
-            names: list[str] = []
-        else:
-            assert split is not None
-            chosen = _first_of_each_class(split)
-            images = split.images[chosen]
-            names = [f"test image {number + 1}: {model.classes[int(split.labels[number])]}" for number in chosen]
-        accuracy = f", test accuracy {100 * opened.result['test_accuracy']:.2f} %" if opened.result else ""
-        about = f"{model.config.name} on {opened.data.source or 'arrays'}{accuracy}"
-        return Subject(display_path(opened.path), about, model, images, ranges), names
+    Args:
+        opened: the run.
+        device, data_dir: see `dualcaps.inference.evaluate_run`.
+        images_needed: if not, a run whose images cannot be found or read has none, and a note is printed.
+    """
+    import torch
+
+    from dualcaps.data.dataset import ImageSplit
+    from dualcaps.explain.page import Subject
+    from dualcaps.explain.sweep import seen_ranges
+    from dualcaps.inference import evaluation_split, load_model
+
+    model = load_model(opened, device)
+    accuracy = f", test accuracy {100 * opened.result['test_accuracy']:.2f} %" if opened.result else ""
+    about = f"{model.config.name} on {opened.data.source or 'arrays'}{accuracy}"
+    try:
+        split, _, _ = evaluation_split(opened, model, data_dir=data_dir)
+    except DualcapsError as error:
+        if images_needed:
+            raise
+        print_notes([f"sliders reach 0.25 to both sides of a pose, as its range cannot be computed: {error}"])
+        none = torch.zeros(0, *model.config.image_shape, dtype=torch.uint8)
+        return Subject(display_path(opened.path), about, model, none), []
+    ranges = None
+    if model.decoder is not None:
+        step = math.ceil(len(split) / _RANGE_IMAGES)
+        ranges = seen_ranges(model, ImageSplit(split.images[::step], split.labels[::step]))
+    chosen = _first_of_each_class(split)
+    names = [f"test image {number + 1}: {model.classes[int(split.labels[number])]}" for number in chosen]
+    return Subject(display_path(opened.path), about, model, split.images[chosen], ranges), names
 
 
 def _first_of_each_class(split: "ImageSplit") -> list[int]:

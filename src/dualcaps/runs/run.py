@@ -6,6 +6,7 @@
     model.safetensors       weights of the selected epoch
     metrics.jsonl           one line per epoch
     curves.png, reconstructions.png, …
+    rejection.json          thresholds of `predict --reject`, once it was used
     result.json             results; written last, so that it exists only for finished runs
     strips/                 reconstructions of runs of an experiment: input.png, epoch-<n>.png, selected.png
 
@@ -43,6 +44,7 @@ FORMAT = 2
 
 CONFIG, PROVENANCE, RESULT = "config.json", "provenance.json", "result.json"
 STRIPS, FAILURES = "strips", "failures.jsonl"
+REJECTION = "rejection.json"
 METRICS, WEIGHTS, CHECKPOINT = "metrics.jsonl", "model.safetensors", "checkpoint.safetensors"
 TRAIN_AGAIN = "remove the run's folder and train again"
 """What to do about a damaged run."""

@@ -1,0 +1,206 @@
+"""What explanations, poses and rejection are worth on real runs: trains what is missing, writes `results/seeing/`.
+
+    python benchmarks/seeing.py mnist fashion-mnist coil-20 smallnorb --seeds 3
+    python benchmarks/seeing.py smallnorb --only probes
+
+`capsnet`, `da-capsnet`, and `da-capsnet` with one routing iteration, whose couplings are uniform, are trained by the
+command line; stopped runs are resumed. Every number is a mean over the seeds with its 95 % interval by Student's t.
+"""
+
+import argparse
+import csv
+import io
+import math
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from common import ROOT
+from scipy.stats import t
+from sklearn.metrics import roc_auc_score
+
+from dualcaps import Network, load_data, load_model
+from dualcaps.explain.attacks import fgsm, pgd
+from dualcaps.explain.maps import usable_maps
+from dualcaps.explain.probes import probe_all
+from dualcaps.explain.rejection import held_out_images, rejection_of, signals
+from dualcaps.explain.scores import score_maps
+from dualcaps.inference import predict, run_data
+from dualcaps.nn import to_unit_range
+from dualcaps.runs.files import write_bytes
+from dualcaps.runs.run import Run
+
+NETWORKS = {
+    "capsnet": ("--model", "capsnet"),
+    "da-capsnet": ("--model", "da-capsnet"),
+    "da-capsnet, 1 iteration": ("--model", "da-capsnet", "--iterations", "1"),
+}
+EPOCHS = {"mnist": 3, "fashion-mnist": 5, "coil-20": 40, "smallnorb": 5}
+OTHERS = {"mnist": ("fashion-mnist", "digits", "noise"), "fashion-mnist": ("mnist", "digits", "noise")}
+SIZES = (0.05, 0.1)  # of attacks, in units of the images' values
+COMBINED = "combined"
+
+
+def main() -> None:
+    """Train, measure, write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("data", nargs="+", choices=EPOCHS)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--images", type=int, default=200, help="test images a run that maps are scored on")
+    parser.add_argument("--attacked", type=int, default=500, help="test images a run that are attacked")
+    parser.add_argument("--only", nargs="+", choices=("train", *MEASURES), help="leave the other steps out")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "seeing")
+    parser.add_argument("--out", type=Path, default=ROOT / "results" / "seeing")
+    options = parser.parse_args()
+    for seed in range(options.seeds):
+        for data in options.data:
+            for network in NETWORKS:
+                if options.only is None or "train" in options.only:
+                    train(data, network, seed, options.runs)
+    for name, (measure, heading) in MEASURES.items():
+        if options.only is None or name in options.only:
+            for data in options.data:
+                rows = summarise(measure(data, options))
+                if rows:
+                    write(options.out / f"{name}-{data}.csv", [*heading, "mean", "margin", "seeds"], rows)
+
+
+def train(data: str, network: str, seed: int, runs: Path) -> None:
+    """Train a run, or resume it; a finished one is left as it is."""
+    arguments = [*("train", data), *NETWORKS[network], "--epochs", str(EPOCHS[data]), "--seed", str(seed)]
+    arguments += ["--out", str(folder(data, network, seed, runs)), "--resume"]
+    subprocess.run([sys.executable, "-m", "dualcaps", *arguments], check=True)
+
+
+def folder(data: str, network: str, seed: int, runs: Path) -> Path:
+    """The folder of a run."""
+    return runs / data / f"{network.replace(', ', '-').replace(' ', '-')}-seed{seed}"
+
+
+def finished(data: str, network: str, options: argparse.Namespace) -> Iterator[tuple[Run, Network]]:
+    """The finished runs of a network."""
+    for seed in range(options.seeds):
+        path = folder(data, network, seed, options.runs)
+        if (path / "result.json").is_file():
+            yield Run.open(path), load_model(path)
+
+
+Measured = Iterator[tuple[tuple[str, ...], float]]
+
+
+def measure_maps(data: str, options: argparse.Namespace) -> Measured:
+    """The scores of each kind of map."""
+    for network in NETWORKS:
+        for run, model in finished(data, network, options):
+            split = run_data(run).test
+            order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[: options.images]
+            for kind, scores in score_maps(model, split.images[order], usable_maps(model)).items():
+                for metric, score in scores._asdict().items():
+                    yield (network, kind, metric, str(score.images)), score.mean
+            print(f"maps of {run.path}: measured", flush=True)
+
+
+def measure_rejection(data: str, options: argparse.Namespace) -> Measured:
+    """How well each signal tells other images from test images; false alarms; attacks."""
+    if data not in OTHERS:
+        return
+    for network in NETWORKS:
+        for run, model in finished(data, network, options):
+            rejection, split = rejection_of(run, model), run_data(run).test
+            tested = split.images[held_out_images(run).others]
+            known = signals(model, tested)
+            yield (network, "test images", "false alarms", "", str(len(tested))), rejection.rejects(known).mean()
+            scored = {**known, COMBINED: -rejection.smallest_tail(known)}
+            for name, images in others(data, split.images[: options.attacked], split.labels, model):
+                found = signals(model, images)
+                count = str(len(images))
+                yield (network, name, "rejected", "", count), rejection.rejects(found).mean()
+                found = {**found, COMBINED: -rejection.smallest_tail(found)}
+                for signal, values in found.items():
+                    truth = np.repeat([0, 1], [len(scored[signal]), len(values)])
+                    area = roc_auc_score(truth, np.concatenate([scored[signal], values]))
+                    yield (network, name, "AUROC", signal, count), float(area)
+            print(f"rejection by {run.path}: measured", flush=True)
+
+
+def others(data: str, images: torch.Tensor, labels: torch.Tensor, model: Network) -> Iterator[tuple[str, torch.Tensor]]:
+    """Images of none of the classes by name; of attacks those that change a right prediction."""
+    for source in OTHERS[data]:
+        if source == "noise":
+            yield source, torch.rand(1_000, *images.shape[1:], generator=torch.Generator().manual_seed(0))
+        else:
+            yield source, load_data(source, image_size=tuple(images.shape[2:]), channels=images.shape[1]).test.images
+    right = predict(model, images).argmax(dim=1) == labels[: len(images)]
+    batch, truth = to_unit_range(images[right]), labels[: len(images)][right]
+    for size in SIZES:
+        attacks: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+            "FGSM": lambda x, y, size=size: fgsm(model, x, y, size),
+            "PGD": lambda x, y, size=size: pgd(model, x, y, size),
+            "PGD keeping the reconstruction": lambda x, y, size=size: pgd(
+                model, x, y, size, reconstruction_weight=0.01
+            ),
+        }
+        for name, attack in attacks.items():
+            parts = zip(batch.split(100), truth.split(100), strict=True)
+            changed = torch.cat([attack(part, wanted) for part, wanted in parts])
+            successful = predict(model, changed).argmax(dim=1) != truth
+            share = f"{name}, {size}, {100 * successful.float().mean():.0f} % successful" if len(truth) else name
+            print(f"  {share}", flush=True)
+            if successful.any():
+                yield f"{name}, {size}", changed[successful]
+
+
+def measure_probes(data: str, options: argparse.Namespace) -> Measured:
+    """How well viewpoints are read from each representation."""
+    if data not in ("coil-20", "smallnorb"):
+        return
+    for network in NETWORKS:
+        for run, model in finished(data, network, options):
+            loaded = run_data(run)
+            split = loaded.test if data == "smallnorb" else loaded.train + loaded.validation + loaded.test
+            for name, probe in probe_all(model, split).items():
+                for attribute, value in probe.values.items():
+                    yield (network, name, attribute, str(probe.dimensions), str(probe.images)), value
+            print(f"probes of {run.path}: measured", flush=True)
+
+
+MEASURES: dict[str, tuple[Callable[[str, argparse.Namespace], Measured], Sequence[str]]] = {
+    "maps": (measure_maps, ("network", "map", "measure", "images")),
+    "rejection": (measure_rejection, ("network", "other images", "measure", "signal", "images")),
+    "probes": (measure_probes, ("network", "from", "attribute", "numbers", "images")),
+}
+
+
+def summarise(measured: Measured) -> list[list[str]]:
+    """Mean and half the 95 % interval over the seeds, for each key; the number of images may differ by seed."""
+    found: dict[tuple[str, ...], list[float]] = {}
+    images: dict[tuple[str, ...], set[str]] = {}
+    for key, value in measured:
+        found.setdefault(key[:-1], []).append(value)
+        images.setdefault(key[:-1], set()).add(key[-1])
+    rows = []
+    for key, values in found.items():
+        margin = math.nan
+        if len(values) > 1:
+            margin = t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+        counts = sorted(map(int, images[key]))
+        shown = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+        rows.append([*key, shown, f"{statistics.fmean(values):.4f}", f"{margin:.4f}", str(len(values))])
+    return rows
+
+
+def write(file: Path, heading: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Write a table."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([heading, *rows])
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(file, text.getvalue().encode())
+    print(file, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -23,6 +23,7 @@ LAYERS = [
     "inference",
     "explain",
     "training",
+    "serve",
     "threads",
     "bench",
     "study",

@@ -4,7 +4,6 @@ import base64
 import io
 import json
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from browser import start_chromium
 from PIL import Image
 
 from dualcaps import DataError, ImageSplit, Network, create_model, predict
 from dualcaps.explain.maps import MAPS
 from dualcaps.explain.page import Subject, explanation_page
 from dualcaps.explain.sweep import seen_ranges
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 def network(name: str = "da-capsnet", **options: Any) -> Network:
@@ -82,14 +80,8 @@ def test_parts_that_a_network_lacks_are_left_out():
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api")
-    if CHROMIUM is None:
-        pytest.skip("needs chromium")
-    quiet = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=list(quiet))
+    with start_chromium() as chromium:
         yield chromium
-        chromium.close()
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ import tyro
 
 from dualcaps.cli.bench import Bench
 from dualcaps.cli.data import Data
+from dualcaps.cli.demo import Demo
 from dualcaps.cli.display import make_printable, print_notes
 from dualcaps.cli.evaluate import Evaluate
 from dualcaps.cli.explain import Explain
@@ -37,13 +38,14 @@ _Command = (
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Predict, tyro.conf.subcommand("predict")]
     | Annotated[Explain, tyro.conf.subcommand("explain")]
+    | Annotated[Demo, tyro.conf.subcommand("demo")]
     | Annotated[Models, tyro.conf.subcommand("models")]
     | Annotated[Data, tyro.conf.subcommand("data")]
     | Annotated[Bench, tyro.conf.subcommand("bench")]
     | Annotated[Reproduce, tyro.conf.subcommand("reproduce")]
     | Annotated[Report, tyro.conf.subcommand("report")]
 )
-_COMMANDS = ("train", "evaluate", "predict", "explain", "models", "data", "bench", "reproduce", "report")
+_COMMANDS = ("train", "evaluate", "predict", "explain", "demo", "models", "data", "bench", "reproduce", "report")
 _COMPUTING = (["train"], ["reproduce"], ["bench"])
 _DATA_ACTIONS = ("list", "check", "get", "show")
 

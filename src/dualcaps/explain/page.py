@@ -17,6 +17,7 @@ from dualcaps.explain.maps import explain, usable_maps
 from dualcaps.models import Network
 from dualcaps.nn import to_unit_range, training_mode
 
+_EXPLAINED_AT_ONCE = 32  # pairs of an image and a class
 _LARGEST_MAP = 64  # rows and columns of a map that is kept in the page
 _ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.Tanh: "tanh", nn.Sigmoid: "sigmoid"}
 
@@ -92,8 +93,12 @@ def _describe(subject: Subject, names: Sequence[str]) -> dict[str, Any]:
 
 def _maps(model: Network, images: Tensor, kind: str) -> Float[Tensor, "classes images height width"]:
     """Maps of all classes."""
-    labels = torch.arange(model.config.num_classes, device=images.device)
-    return torch.stack([explain(model, images, label.expand(len(images)), kind) for label in labels]).float().cpu()
+    classes = model.config.num_classes
+    labels = torch.arange(classes, device=images.device).repeat_interleave(len(images))
+    repeated = images.repeat(classes, 1, 1, 1)
+    parts = zip(repeated.split(_EXPLAINED_AT_ONCE), labels.split(_EXPLAINED_AT_ONCE), strict=True)
+    maps = torch.cat([explain(model, part, of_part, kind).float().cpu() for part, of_part in parts])
+    return maps.unflatten(0, (classes, len(images)))
 
 
 def _quantised(maps: Float[Tensor, "classes height width"]) -> dict[str, Any]:

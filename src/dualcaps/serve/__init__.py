@@ -1,0 +1,1 @@
+"""Serving trained networks: the demo page."""

@@ -4,13 +4,16 @@
 
 Each network is trained by the command that the folder quotes: on all training images, the last epoch kept, nothing
 selected on the test images. Stopped runs are resumed. `results/records/DATE-DATA/` gets a table with mean and standard
-deviation, the log of every run, and the weights of seed 0 of `da-capsnet-r` in half precision.
+deviation, the log of every run, and the weights of seed 0 of `da-capsnet-r` in half precision. It also keeps what a run
+folder holds besides weights, so that runs that were finished on other machines count and are not trained again.
 """
 
 import argparse
 import csv
 import datetime
+import json
 import shlex
+import shutil
 import statistics
 import subprocess
 import sys
@@ -23,8 +26,10 @@ from common import ROOT
 from safetensors.torch import save_file
 
 from dualcaps import evaluate, load_data, load_model
-from dualcaps.runs.run import Run
+from dualcaps.runs.files import new_folder, write_json
+from dualcaps.runs.run import CONFIG, METRICS, PROVENANCE, RESULT, Run
 
+WITHOUT_LOSSY = "without-lossy.json"
 NETWORKS = ("da-capsnet-r", "capsnet-r-caps-att", "capsnet-r-conv-att", "capsnet-r", "resnet-r")
 
 
@@ -80,20 +85,37 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "records")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "records")
     options = parser.parse_args()
+    dated = [path for path in options.out.glob(f"*-{options.data}") if (path / "runs").is_dir()]
+    folder = dated[0] if dated else options.out / f"{datetime.date.today().isoformat()}-{options.data}"
     for seed in range(options.seeds):  # a first comparison of all before a second seed of any
         for network in options.networks:
-            folder = options.runs / options.data / f"{network}-seed{seed}"
-            arguments = [*command(options.data, network, seed), "--out", str(folder), "--resume"]
+            name = f"{network}-seed{seed}"
+            if (folder / "runs" / name).is_dir():
+                continue
+            run = options.runs / options.data / name
+            arguments = [*command(options.data, network, seed), "--out", str(run), "--resume"]
             subprocess.run([sys.executable, "-m", "dualcaps", *arguments], check=True)
-    write(options.data, options.runs / options.data, options.out)
+            keep(Run.open(run), options.data, folder)
+            write(options.data, folder)
 
 
-def write(data: str, runs: Path, out: Path) -> None:
-    """Write the folder of a data set from its finished runs."""
-    by_network = {name: sorted(runs.glob(f"{name}-seed*/result.json")) for name in NETWORKS}
+def keep(run: Run, data: str, folder: Path) -> None:
+    """Keep what a finished run holds besides weights; of seed 0 of `da-capsnet-r` also these."""
+    kept = folder / "runs" / run.path.name
+    with new_folder(kept) as draft:
+        for file in (CONFIG, PROVENANCE, METRICS, RESULT):
+            shutil.copy(run.path / file, draft / file)
+        if data == "cifar-10":
+            write_json(draft / WITHOUT_LOSSY, {"test_accuracy": _without_lossy(run)})
+    if run.path.name == "da-capsnet-r-seed0":
+        weights = {name: _half(tensor) for name, tensor in run.weights().items()}
+        save_file(weights, folder / f"{run.path.name}.safetensors")
+
+
+def write(data: str, folder: Path) -> None:
+    """Write table and log of a data set from the runs that were kept."""
+    by_network = {name: sorted(folder.glob(f"runs/{name}-seed*/result.json")) for name in NETWORKS}
     found = {name: [Run.open(file.parent) for file in files] for name, files in by_network.items() if files}
-    folder = out / f"{datetime.date.today().isoformat()}-{data}"
-    folder.mkdir(parents=True, exist_ok=True)
     card = CARDS[data]
     lines = [
         f"# {data}",
@@ -111,7 +133,10 @@ def write(data: str, runs: Path, out: Path) -> None:
         cells = (name, _mean(accuracies), ", ".join(f"{a:.2f}" for a in accuracies))
         lines.append(f"| {' | '.join(cells)} | {opened[0].result['parameters']:,} | {minutes:.0f} |")
     if data == "cifar-10":
-        lines += ["", *_without_lossy(found)]
+        lines += ["", "Without the test images that come from a JPEG copy:", ""]
+        for name, opened in found.items():
+            texts = [(run.path / WITHOUT_LOSSY).read_text(encoding="utf-8") for run in opened]
+            lines.append(f"- {name}: {_mean([100 * json.loads(text)['test_accuracy'] for text in texts])} %")
     sessions = {_session(run) for opened in found.values() for run in opened}
     lines += ["", "Trained with", "", "    dualcaps " + shlex.join(command(data, "NETWORK", 0)), "", "on", ""]
     lines += [f"- {session}" for session in sorted(sessions)]
@@ -124,10 +149,6 @@ def write(data: str, runs: Path, out: Path) -> None:
                 for line in run.history:
                     accuracies = (f"{line[part]:.4f}" for part in ("loss", "train_accuracy", "test_accuracy"))
                     writer.writerow([name, run.training.seed, line["epoch"], *accuracies, f"{line['seconds']:.1f}"])
-    first = runs / "da-capsnet-r-seed0"
-    if (first / "result.json").is_file():
-        weights = {name: _half(tensor) for name, tensor in Run.open(first).weights().items()}
-        save_file(weights, folder / "da-capsnet-r-seed0.safetensors")
     print(f"{folder}: {', '.join(f'{name} {len(opened)}' for name, opened in found.items())}")
 
 
@@ -136,20 +157,14 @@ def _mean(values: Sequence[float]) -> str:
     return f"{statistics.mean(values):.2f}{spread} (n = {len(values)})"
 
 
-def _without_lossy(found: dict[str, list[Run]]) -> list[str]:
-    """The accuracies without the test images that come from a JPEG copy."""
+def _without_lossy(run: Run) -> float:
+    """The accuracy without the test images that come from a JPEG copy."""
     data = load_data("cifar-10")
     file = next(path for path in Path(data.provenance["from"]).parent.rglob("lossy.txt"))
     lossy = {int(line) - 50_000 for line in file.read_text(encoding="ascii").split() if int(line) >= 50_000}
     kept = [number for number in range(len(data.test)) if number not in lossy]
-    lines = [f"Without the {len(lossy)} test images from a JPEG copy:", ""]
-    for name, opened in found.items():
-        accuracies = []
-        for run in opened:
-            evaluation = evaluate(load_model(run), data.test, precision="float32", tta=run.training.tta)
-            accuracies.append(100 * float((evaluation.predicted == evaluation.labels)[kept].mean()))
-        lines.append(f"- {name}: {_mean(accuracies)} %")
-    return lines
+    evaluation = evaluate(load_model(run), data.test, precision="float32", tta=run.training.tta)
+    return float((evaluation.predicted == evaluation.labels)[kept].mean())
 
 
 def _session(run: Run) -> str:

@@ -25,12 +25,15 @@ from sklearn.metrics import roc_auc_score
 
 from dualcaps import Network, load_data, load_model
 from dualcaps.explain.attacks import fgsm, pgd
-from dualcaps.explain.maps import usable_maps
+from dualcaps.explain.maps import explain, usable_maps
+from dualcaps.explain.pose_space import pose_space, pose_space_figure
 from dualcaps.explain.probes import probe_all
 from dualcaps.explain.rejection import held_out_images, rejection_of, signals
 from dualcaps.explain.scores import score_maps
+from dualcaps.explain.sweep import across, seen_ranges, sweep, sweep_figure
 from dualcaps.inference import predict, run_data
 from dualcaps.nn import to_unit_range
+from dualcaps.plots import image_rows, png
 from dualcaps.runs.files import write_bytes
 from dualcaps.runs.run import Run
 
@@ -52,21 +55,25 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--images", type=int, default=200, help="test images a run that maps are scored on")
     parser.add_argument("--attacked", type=int, default=500, help="test images a run that are attacked")
-    parser.add_argument("--only", nargs="+", choices=("train", *MEASURES), help="leave the other steps out")
+    steps = ("train", *MEASURES, "pictures")
+    parser.add_argument("--only", nargs="+", choices=steps, default=steps, help="leave the other steps out")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "seeing")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "seeing")
     options = parser.parse_args()
     for seed in range(options.seeds):
         for data in options.data:
             for network in NETWORKS:
-                if options.only is None or "train" in options.only:
+                if "train" in options.only:
                     train(data, network, seed, options.runs)
     for name, (measure, heading) in MEASURES.items():
-        if options.only is None or name in options.only:
+        if name in options.only:
             for data in options.data:
                 rows = summarise(measure(data, options))
                 if rows:
                     write(options.out / f"{name}-{data}.csv", [*heading, "mean", "margin", "seeds"], rows)
+    if "pictures" in options.only:
+        for data in options.data:
+            draw(data, options)
 
 
 def train(data: str, network: str, seed: int, runs: Path) -> None:
@@ -166,6 +173,45 @@ def measure_probes(data: str, options: argparse.Namespace) -> Measured:
                 for attribute, value in probe.values.items():
                     yield (network, name, attribute, str(probe.dimensions), str(probe.images)), value
             print(f"probes of {run.path}: measured", flush=True)
+
+
+def draw(data: str, options: argparse.Namespace) -> None:
+    """Pictures of `da-capsnet` of seed 0: maps, poses, and the sweep of one image's pose."""
+    for run, model in list(finished(data, "da-capsnet", options))[:1]:
+        split = run_data(run).test
+        chosen = [int((split.labels == label).nonzero()[0]) for label in split.labels.unique()[:6]]
+        images = to_unit_range(split.images[chosen])
+        with torch.no_grad():
+            output = model(images)
+        predicted = output.lengths.argmax(dim=1)
+        rows = {"image": images, **{kind: explain(model, images, predicted, kind) for kind in usable_maps(model)}}
+        drawn = {name: _over(images, row) for name, row in rows.items()}
+        titles = [model.classes[label] for label in predicted.tolist()]
+        figures = {
+            "maps": image_rows(drawn, titles),
+            "poses": pose_space_figure(pose_space(model, split), model.classes, most=3),
+        }
+        if model.decoder is not None:
+            label = int(predicted[0])
+            values = across(seen_ranges(model, split)[label])
+            changed = sweep(model, output.poses[0], label, values)
+            figures["sweep"] = sweep_figure(changed, values, f"{data}: {model.classes[label]}")
+        for name, figure in figures.items():
+            file = options.out / "pictures" / f"{data}-{name}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(file, png(figure))
+            print(file, flush=True)
+
+
+def _over(images: torch.Tensor, maps: torch.Tensor) -> np.ndarray:
+    """Images [N, H, W, 3] in grey below maps: red speaks for the class, blue against it."""
+    grey = images.mean(dim=1)
+    if maps.ndim == 4:
+        return grey.unsqueeze(-1).expand(-1, -1, -1, 3).numpy()
+    strength = maps / maps.abs().amax((1, 2), keepdim=True).clamp(min=1e-30)
+    red, blue = strength.clamp(min=0), (-strength).clamp(min=0)
+    base = 0.6 * grey
+    return torch.stack([base + red, base, base + blue], dim=-1).clamp(0, 1).numpy()
 
 
 MEASURES: dict[str, tuple[Callable[[str, argparse.Namespace], Measured], Sequence[str]]] = {

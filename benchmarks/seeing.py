@@ -4,7 +4,8 @@
     python benchmarks/seeing.py smallnorb --only probes
 
 `da-capsnet`, `da-capsnet` with one routing iteration, whose couplings are uniform, and where viewpoints are known
-`capsnet` are trained by the command line; stopped runs are resumed. Every number is a mean over the seeds with its 95 % interval by Student's t.
+`capsnet` are trained by the command line; stopped runs are resumed. Every number is a mean over the seeds with its 95 %
+interval by Student's t.
 """
 
 import argparse

@@ -53,7 +53,7 @@ def test_the_commands_of_the_readme_work_in_their_order(
     commands = [shlex.split(line, comments=True) for line in lines if line.startswith("dualcaps ")]
     assert len(commands) >= 8
     for command in commands:
-        if {"fashion-mnist", "cifar-10", "bench", "demo"} & {*command}:
+        if {"fashion-mnist", "cifar-10", "bench", "demo", "serve"} & {*command}:
             continue  # files that are not everywhere; minutes, and tested on its own; endless
         if "reproduce" in command:  # in processes of its own, with images that are fewer and smaller
             command = [word.replace("digits", "photos") for word in command]

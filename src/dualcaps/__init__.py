@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from dualcaps.errors import DualcapsError as DualcapsError
     from dualcaps.errors import ModelError as ModelError
     from dualcaps.errors import RunError as RunError
+    from dualcaps.estimator import CapsNetClassifier as CapsNetClassifier
+    from dualcaps.hub import from_pretrained as from_pretrained
+    from dualcaps.hub import push_to_hub as push_to_hub
+    from dualcaps.hub import save_pretrained as save_pretrained
     from dualcaps.inference import Evaluation as Evaluation
     from dualcaps.inference import evaluate as evaluate
     from dualcaps.inference import load_model as load_model
@@ -54,6 +58,8 @@ _MODULES = {
     "data.load": ("load_data",),
     "data.sources": ("DataSet",),
     "errors": ("ConfigError", "DataError", "DualcapsError", "ModelError", "RunError"),
+    "estimator": ("CapsNetClassifier",),
+    "hub": ("from_pretrained", "push_to_hub", "save_pretrained"),
     "inference": ("Evaluation", "evaluate", "load_model", "predict"),
     "losses": ("cross_entropy", "margin_loss", "reconstruction_loss"),
     "models": (
@@ -72,7 +78,8 @@ _MODULES = {
 _HOMES = {name: f"dualcaps.{module}" for module, names in _MODULES.items() for name in names}
 _FORMER_NAMES = {"ImageData": "ImageDataset", "Part": "ImageSplit"}
 
-__all__ = sorted([*_HOMES, "__version__"])  # pyright: ignore[reportUnsupportedDunderAll]
+# Without the estimator, for which `import *` would import scikit-learn.
+__all__ = sorted([*(_HOMES.keys() - {"CapsNetClassifier"}), "__version__"])  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
@@ -91,4 +98,4 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     """The public names."""
-    return __all__
+    return sorted([*_HOMES, "__version__"])

@@ -25,6 +25,7 @@ from dualcaps.nn import (
     crop_images,
     glorot_conv,
     glorot_linear,
+    has_hooks,
     standardise_images,
     to_unit_range,
     training_mode,
@@ -382,17 +383,12 @@ class CapsNet(Network):
         ):
             return False
         bypassed = (self.votes, transform, self.caps_attention, self.routing)
-        return torch.compiler.is_compiling() or not any(map(_has_hooks, bypassed))
+        return torch.compiler.is_compiling() or not any(map(has_hooks, bypassed))
 
 
 def _inside(config: ModelConfig) -> ModelConfig:
     """The configuration of the layers, whose images are those that `Network.prepare` returns."""
     return dataclasses.replace(config, image_shape=config.input_shape, crop=None)
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(hooks) or "forward" in module.__dict__
 
 
 def _is_of_trunk(option: str, config: ModelConfig) -> bool:

@@ -37,7 +37,7 @@ def test_what_is_skipped_in_a_folder_is_reported(run_cli: Callable, run: Path, s
     said = run_cli("predict", run, folder)
     assert said.code == 0
     assert len(said.out.splitlines()) == 1 + 12
-    assert said.err.startswith(f"note: {folder}: skipped: 1 ")
+    assert said.err.startswith(f"note: {folder}: 12 image files used; skipped: 1 ")
     assert ".txt" in said.err
 
 

@@ -24,10 +24,12 @@ from dualcaps.cli.demo import Demo
 from dualcaps.cli.display import make_printable, print_notes
 from dualcaps.cli.evaluate import Evaluate
 from dualcaps.cli.explain import Explain
+from dualcaps.cli.export import Export
 from dualcaps.cli.models import Models
 from dualcaps.cli.predict import Predict
 from dualcaps.cli.report import Report
 from dualcaps.cli.reproduce import Reproduce
+from dualcaps.cli.serve import Serve
 from dualcaps.cli.train import Train
 from dualcaps.errors import DualcapsError, describe_os_error
 from dualcaps.registry import load_plugin
@@ -39,13 +41,18 @@ _Command = (
     | Annotated[Predict, tyro.conf.subcommand("predict")]
     | Annotated[Explain, tyro.conf.subcommand("explain")]
     | Annotated[Demo, tyro.conf.subcommand("demo")]
+    | Annotated[Export, tyro.conf.subcommand("export")]
+    | Annotated[Serve, tyro.conf.subcommand("serve")]
     | Annotated[Models, tyro.conf.subcommand("models")]
     | Annotated[Data, tyro.conf.subcommand("data")]
     | Annotated[Bench, tyro.conf.subcommand("bench")]
     | Annotated[Reproduce, tyro.conf.subcommand("reproduce")]
     | Annotated[Report, tyro.conf.subcommand("report")]
 )
-_COMMANDS = ("train", "evaluate", "predict", "explain", "demo", "models", "data", "bench", "reproduce", "report")
+_COMMANDS = (
+    *("train", "evaluate", "predict", "explain", "demo", "export", "serve"),
+    *("models", "data", "bench", "reproduce", "report"),
+)
 _COMPUTING = (["train"], ["reproduce"], ["bench"])
 _DATA_ACTIONS = ("list", "check", "get", "show")
 

@@ -66,7 +66,7 @@ class Predict:
         precision = choose_precision(self.precision, next(model.parameters()).device)
         unread: dict[int, str] = {}
         tta = opened.training.tta
-        known = _rejection(opened, model, self.data_dir) if self.reject else None
+        known = rejection_with_progress(opened, model, self.data_dir) if self.reject else None
         found: list[dict[str, np.ndarray]] = []
         each_batch = (lambda _: None) if known is None else lambda pixels: found.append(signals(model, pixels))
         answers = predict_files(model, files, precision=precision, tta=tta, unread=unread, each_batch=each_batch)
@@ -110,7 +110,7 @@ def _doubts(known: "Rejection", found: Sequence[Mapping[str, "np.ndarray"]]) -> 
     ]
 
 
-def _rejection(run: "Run", model: "Network", data_dir: Path | None) -> "Rejection":
+def rejection_with_progress(run: "Run", model: "Network", data_dir: Path | None) -> "Rejection":
     """The run's thresholds; where they have to be computed, with a progress bar and a note of the images used."""
     from rich.progress import Progress
 
@@ -133,16 +133,16 @@ def _rejection(run: "Run", model: "Network", data_dir: Path | None) -> "Rejectio
 
 def image_files(path: Path) -> list[Path]:
     """The file, or the images of a folder, with a note of what was skipped."""
-    from dualcaps.data.sources.folder import list_images
+    from dualcaps.data.sources.folder import list_images, skipped_reasons
 
     if not path.is_dir():
         return [path]
     listing = list_images(path)
-    skipped = ", ".join(f"{count:,} {reason}" for reason, count in sorted(listing.skipped.items()))
+    skipped = skipped_reasons(listing.skipped)
     if not listing.files:
-        raise DataError(f"{display_path(path)}: no images in this folder{skipped and f' ({skipped})'}")
+        raise DataError(f"{display_path(path)}: no images in this folder{skipped}")
     if skipped:
-        print_notes([f"{display_path(path)}: skipped: {skipped}"])
+        print_notes([f"{display_path(path)}: {len(listing.files):,} image files used{skipped}"])
     return listing.files
 
 

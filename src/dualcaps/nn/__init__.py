@@ -7,6 +7,7 @@ from dualcaps.nn.layers import LayerStack as LayerStack
 from dualcaps.nn.layers import crop_images as crop_images
 from dualcaps.nn.layers import glorot_conv as glorot_conv
 from dualcaps.nn.layers import glorot_linear as glorot_linear
+from dualcaps.nn.layers import has_hooks as has_hooks
 from dualcaps.nn.layers import standardise_images as standardise_images
 from dualcaps.nn.layers import to_unit_range as to_unit_range
 from dualcaps.nn.layers import training_mode as training_mode

@@ -134,12 +134,13 @@ class LayerStack(nn.Sequential):
 
 def _is_plain(layer: nn.Module | None, types: tuple[type[nn.Module], ...]) -> bool:
     """Whether a layer is an exact instance of one of these types, without hooks or an overridden forward."""
-    return (
-        layer is not None
-        and type(layer) in types
-        and "forward" not in layer.__dict__
-        and not (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks)
-    )
+    return layer is not None and type(layer) in types and not has_hooks(layer)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a module has hooks of its own or an overridden forward, so that it must be called."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks) or "forward" in module.__dict__
 
 
 def _has_global_hooks() -> bool:

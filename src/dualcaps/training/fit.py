@@ -78,6 +78,7 @@ def fit(
     each_epoch: Callable[[dict[str, Any]], None] | None = None,
     callbacks: Sequence[Callback] = (),
     keep_checkpoint: bool = True,
+    pictures: bool = True,
 ) -> Result:
     """Train a network and store everything about the training in a run folder.
 
@@ -97,6 +98,7 @@ def fit(
         callbacks: further callbacks, called after the evaluation of each epoch and before its checkpoint.
         keep_checkpoint: keep the optimizer's state, about twice the size of the weights, when the run is finished,
             so that it can be trained longer without a difference.
+        pictures: whether to draw learning curves and reconstructions.
 
     Returns:
         Accuracies, the history and the run folder.
@@ -146,9 +148,10 @@ def fit(
             runs.add_session(path, session)
         if config.deterministic:
             stack.enter_context(deterministic(device, session["threads"]))
-        _, height, width = data.image_shape
-        sample = max(1, min(_INITIAL_IMAGES, _INITIAL_PIXELS // (height * width)))
-        model.initialise_from_data(training.images[:: math.ceil(len(training) / sample)])
+        if existing is None or not existing.history:  # otherwise these weights are loaded
+            _, height, width = data.image_shape
+            sample = max(1, min(_INITIAL_IMAGES, _INITIAL_PIXELS // (height * width)))
+            model.initialise_from_data(training.images[:: math.ceil(len(training) / sample)])
         model.place(device)
         selection = data.validation if config.protocol == "clean" else data.test
         state = TrainingState(
@@ -192,7 +195,7 @@ def fit(
             in_order.append(EarlyStopping(config.patience))
         if each_epoch is not None:
             in_order.append(EachEpoch(each_epoch))
-        in_order += [*callbacks, Checkpoint(), Pictures(), display]
+        in_order += [*callbacks, Checkpoint(), *([Pictures()] if pictures else []), display]
         for callback in in_order:
             stack.callback(callback.close)
         for callback in in_order:

@@ -82,7 +82,7 @@ def own_source(path: Path, config: DataConfig) -> Source:
         used = ", ".join(f"{display_path(folder.name)} as {part}" for part, folder in folders.items())
         notes += (f"parts: {used}",)
     files = [file for by_class in listed.values() for images in by_class.values() for file in images]
-    notes += (f"{len(files):,} image files used{_reasons(skipped)}",)
+    notes += (f"{len(files):,} image files used{skipped_reasons(skipped)}",)
     relevant = {"own": True, **relevant_options(config)}
     source = Source(
         files,
@@ -117,7 +117,7 @@ def list_classes(folder: Path, skipped: Counter[str] | None = None) -> dict[str,
         skipped.update(listing.skipped)
         if not listing.files:
             raise DataError(
-                f"{display_path(child)}: no images in this class folder{_reasons(listing.skipped)}: "
+                f"{display_path(child)}: no images in this class folder{skipped_reasons(listing.skipped)}: "
                 "add some or remove it"
             )
         name = class_name(child.name)
@@ -259,7 +259,8 @@ def _part_of(file: Path, root: Path) -> str:
     return parts.pop()
 
 
-def _reasons(skipped: Mapping[str, int]) -> str:
+def skipped_reasons(skipped: Mapping[str, int]) -> str:
+    """What was skipped in folders and why, to append to a message; nothing if nothing was."""
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(skipped.items()) if count)
     return f"; skipped: {reasons}" if reasons else ""
 

@@ -248,7 +248,7 @@ def pose_scatter(
         label = _shortened(name, 20) if number < _MOST_IN_LEGEND else None
         axes[0].scatter(*together[own].T, s=4, label=label, color=colours(number % colours.N))
     axes[0].set_title("all poses by class, t-SNE", fontsize=9)
-    axes[0].legend(fontsize=6, markerscale=2)
+    axes[0].legend(fontsize=6, markerscale=2, framealpha=0.5)
     points = None
     for axis, (title, (own, azimuths)) in zip(axes[1:], by_azimuth.items(), strict=True):
         points = axis.scatter(*own.T, s=6, c=azimuths, cmap="twilight", vmin=0, vmax=360)

@@ -25,7 +25,7 @@ def test_poses_are_projected_and_drawn():
     figure = pose_space_figure(space, ("cup", "box", "duck"), most=2)
     titles = [axes.get_title() for axes in figure.axes]
     assert titles[0] == "all poses by class, t-SNE"
-    assert titles[1].startswith("cup, ")
+    assert titles[1].startswith("cup: PCA, ")
     assert len([title for title in titles if "variance" in title]) == 2
     points = figure.axes[2].collections[0]
     np.testing.assert_allclose(points.get_offsets(), space.own[1::3], atol=1e-6)

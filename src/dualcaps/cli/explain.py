@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _MOST_IMAGES = 30
 _SCORED, _PROBED, _DRAWN = 200, 5_000, 2_000  # test images at most
+_FEW_VIEWPOINTS = 20  # images of a class
 _RANGE_IMAGES = 2_000  # test images that the range of the poses is taken from
 _METRICS = {
     "deletion": "lower is better",
@@ -87,13 +88,17 @@ class Explain:
                 f"{asked[0]} writes no page: leave {'--compare' if self.poses else '--out and --compare'} out"
             )
 
-        from dualcaps.inference import evaluation_split, load_model
+        from dualcaps.inference import evaluation_split, load_model, run_data
         from dualcaps.runs.run import Run
 
         opened = Run.open(self.trained)
         model = load_model(opened, self.device)
         split, _, notes = evaluation_split(opened, model, *self.images[:1], data_dir=self.data_dir)
         print_notes(notes)
+        if (self.probe or self.poses) and not self.images and _few_viewpoints(split):
+            data = run_data(opened, data_dir=self.data_dir)
+            split = data.train + data.validation + data.test
+            print_notes(["the test images are few: all images of the data set are used"])
         if self.score:
             self._print_scores(model, split)
         elif self.probe:
@@ -175,6 +180,17 @@ class Explain:
         out = self.out or self.trained / "explanation.html"
         write_text(out, explanation_page(subjects, names))
         print(display_path(out))
+
+
+def _few_viewpoints(split: "ImageSplit") -> bool:
+    """Whether some viewpoints are known, but of few images of a class."""
+    import torch
+
+    azimuths = split.attributes.get("azimuth")
+    if azimuths is None:
+        return False
+    known = torch.bincount(split.labels[torch.from_numpy(azimuths >= 0)])
+    return int(known.max()) > 0 and int(known[known > 0].min()) < _FEW_VIEWPOINTS
 
 
 def load_subject(

@@ -79,6 +79,6 @@ def pose_space_figure(space: PoseSpace, classes: tuple[str, ...], *, most: int =
     for label, share in space.explained.items():
         shown = (space.labels == label) & (space.azimuths >= 0)
         if shown.any() and len(by_azimuth) < most:
-            title = f"{classes[label]}, {100 * share:.0f} % of variance"
+            title = f"{classes[label]}: PCA, {100 * share:.0f} % of variance"
             by_azimuth[title] = (space.own[shown], space.azimuths[shown])
     return pose_scatter(space.together, [classes[label] for label in space.labels], by_azimuth)

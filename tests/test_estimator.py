@@ -21,6 +21,8 @@ SMALL: dict[str, Any] = {"model": "capsnet", "switches": {"width": 8, "decoder":
 
 EXPECTED_FAILURES = {
     "check_sample_weight_equivalence_on_dense_data": "repeated images come in other batches",
+    "check_methods_subset_invariance": "sums in float32 differ in the seventh digit with the size of the batch",
+    "check_methods_sample_order_invariance": "sums in float32 differ in the seventh digit with the place in the batch",
 }
 
 
@@ -37,7 +39,7 @@ def small(**options: Any) -> CapsNetClassifier:
 
 @pytest.mark.slow
 @parametrize_with_checks(
-    [CapsNetClassifier(**SMALL, epochs=60, batch_size=16, lr=3e-3, random_state=0)],
+    [CapsNetClassifier(**SMALL, epochs=25, batch_size=32, lr=1e-2, random_state=0)],
     expected_failed_checks=lambda _: EXPECTED_FAILURES,
 )
 def test_scikit_learn_finds_nothing_wrong(estimator: Any, check: Any):

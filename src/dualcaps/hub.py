@@ -43,6 +43,13 @@ def save_pretrained(
     Raises:
         RunError: the folder exists and is not empty.
         ModelError: the network is a wrapped module, which no configuration describes.
+
+    Example:
+        >>> from dualcaps import create_model
+        >>> model = create_model("capsnet", (1, 28, 28), num_classes=10)
+        >>> folder = save_pretrained(model, Path(tempfile.mkdtemp()) / "digits", card="# Digits")
+        >>> sorted(path.name for path in folder.iterdir())
+        ['README.md', 'config.json', 'model.safetensors']
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -94,6 +101,12 @@ def from_pretrained(source: str | Path, *, device: str = "auto", revision: str |
         RunError: the folder is incomplete or damaged, or its weights are not those of its configuration.
         ModelError: the network is not registered.
         ConfigError: huggingface_hub is not installed, or the repository cannot be loaded.
+
+    Example:
+        >>> from dualcaps import create_model
+        >>> folder = save_pretrained(create_model("capsnet"), Path(tempfile.mkdtemp()) / "model")
+        >>> from_pretrained(folder).config.name
+        'capsnet'
     """
     folder = Path(source)
     if not folder.is_dir():
@@ -135,6 +148,10 @@ def push_to_hub(model: Network, name: str, *, private: bool = True, **options: A
 
     Raises:
         ConfigError: huggingface_hub is not installed, or the upload failed.
+
+    Example:
+        >>> push_to_hub(model, "user/digits", card="# Digits")  # doctest: +SKIP
+        'https://huggingface.co/user/digits'
     """
     hub = _hub()
     with tempfile.TemporaryDirectory() as parent:

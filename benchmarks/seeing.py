@@ -24,7 +24,7 @@ from common import ROOT
 from scipy.stats import t
 from sklearn.metrics import roc_auc_score
 
-from dualcaps import Network, load_data, load_model
+from dualcaps import ImageSplit, Network, load_data, load_model
 from dualcaps.explain.attacks import fgsm, pgd
 from dualcaps.explain.maps import explain, usable_maps
 from dualcaps.explain.pose_space import pose_space, pose_space_figure
@@ -169,12 +169,16 @@ def measure_probes(data: str, options: argparse.Namespace) -> Measured:
         return
     for network in NETWORKS:
         for run, model in finished(data, network, options):
-            loaded = run_data(run)
-            split = loaded.test if data == "smallnorb" else loaded.train + loaded.validation + loaded.test
-            for name, probe in probe_all(model, split).items():
+            for name, probe in probe_all(model, with_viewpoints(data, run)).items():
                 for attribute, value in probe.values.items():
                     yield (network, name, attribute, str(probe.dimensions), str(probe.images)), value
             print(f"probes of {run.path}: measured", flush=True)
+
+
+def with_viewpoints(data: str, run: Run) -> ImageSplit:
+    """The test images; of COIL-20, which has seven a class, all images."""
+    loaded = run_data(run)
+    return loaded.train + loaded.validation + loaded.test if data == "coil-20" else loaded.test
 
 
 def draw(data: str, options: argparse.Namespace) -> None:
@@ -191,7 +195,7 @@ def draw(data: str, options: argparse.Namespace) -> None:
         titles = [model.classes[label] for label in predicted.tolist()]
         figures = {
             "maps": image_rows(drawn, titles),
-            "poses": pose_space_figure(pose_space(model, split), model.classes, most=3),
+            "poses": pose_space_figure(pose_space(model, with_viewpoints(data, run)), model.classes, most=3),
         }
         if model.decoder is not None:
             label = int(predicted[0])

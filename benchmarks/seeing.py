@@ -55,6 +55,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("data", nargs="+", choices=EPOCHS)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--images", type=int, default=200, help="test images a run that maps are scored on")
     parser.add_argument("--attacked", type=int, default=500, help="test images a run that are attacked")
     steps = ("train", *MEASURES, "pictures")
@@ -64,7 +65,7 @@ def main() -> None:
     options = parser.parse_args()
     for seed in range(options.seeds):
         for data in options.data:
-            for network in NETWORKS:
+            for network in options.networks:
                 if "train" in options.only and (network != "capsnet" or data in PROBED):
                     train(data, network, seed, options.runs)
     for name, (measure, heading) in MEASURES.items():
@@ -103,7 +104,7 @@ Measured = Iterator[tuple[tuple[str, ...], float]]
 
 def measure_maps(data: str, options: argparse.Namespace) -> Measured:
     """The scores of each kind of map."""
-    for network in NETWORKS:
+    for network in options.networks:
         for run, model in finished(data, network, options):
             split = run_data(run).test
             order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[: options.images]
@@ -117,7 +118,7 @@ def measure_rejection(data: str, options: argparse.Namespace) -> Measured:
     """How well each signal tells other images from test images; false alarms; attacks."""
     if data not in OTHERS:
         return
-    for network in NETWORKS:
+    for network in options.networks:
         for run, model in finished(data, network, options):
             rejection, split = rejection_of(run, model), run_data(run).test
             tested = split.images[held_out_images(run).others]
@@ -167,7 +168,7 @@ def measure_probes(data: str, options: argparse.Namespace) -> Measured:
     """How well viewpoints are read from each representation."""
     if data not in PROBED:
         return
-    for network in NETWORKS:
+    for network in options.networks:
         for run, model in finished(data, network, options):
             for name, probe in probe_all(model, with_viewpoints(data, run)).items():
                 for attribute, value in probe.values.items():

@@ -165,7 +165,7 @@ def image_rows(rows: Mapping[str, np.ndarray], titles: Sequence[str], title: str
             shown = image if image.shape[-1] == 3 else image.mean(axis=-1)
             axes.imshow(shown, cmap="gray", vmin=0, vmax=1)
             axes.set(xticks=[], yticks=[])
-        axes_row[0].set_ylabel(_shortened(name, 18))
+        axes_row[0].set_ylabel(_shortened(name, 18), fontsize=7 if len(name) > 14 else 10)
     for axes, heading in zip(grid[0], titles, strict=True):
         lines = (_shortened(line, 18) for line in heading.splitlines())
         axes.set_title("\n".join(lines), fontsize=8)

@@ -9,6 +9,7 @@ from typing import Any, Self, cast
 import numpy as np
 import torch
 from scipy.optimize import minimize_scalar
+from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
@@ -155,7 +156,7 @@ class CapsNetClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
     def predict_proba(self, X: Any) -> np.ndarray:  # noqa: N803
         """The probability of each class, softmax(lengths / temperature), [n, classes]."""
         lengths = self._lengths(X)
-        return _softmax(lengths / self.temperature_)
+        return softmax(lengths / self.temperature_, axis=1)
 
     def _lengths(self, X: Any) -> np.ndarray:  # noqa: N803
         """The length of each class's capsule, [n, classes]."""
@@ -261,13 +262,8 @@ class CapsNetClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         shares = lengths / np.maximum(lengths.sum(axis=1, keepdims=True), 1e-12)
         self.calibration_error_ = {
             "before": Evaluation(shares, labels, names).calibration_error(),
-            "after": Evaluation(_softmax(lengths / self.temperature_), labels, names).calibration_error(),
+            "after": Evaluation(softmax(lengths / self.temperature_, axis=1), labels, names).calibration_error(),
         }
-
-
-def _softmax(scores: np.ndarray) -> np.ndarray:
-    exponentials = np.exp(scores - scores.max(axis=1, keepdims=True))
-    return exponentials / exponentials.sum(axis=1, keepdims=True)
 
 
 def _repetitions(weights: np.ndarray, random: np.random.RandomState) -> np.ndarray:

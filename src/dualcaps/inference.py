@@ -485,7 +485,6 @@ def run_data(opened: Run, *, data_dir: str | Path | None = None) -> ImageDataset
     options = opened.data
     if data_dir is not None:
         options = dataclasses.replace(options, data_dir=os.fspath(data_dir))
-    load_entry_points()
     if options.source == "":
         raise DataError(f"{opened.path}: was trained on arrays: name the images to evaluate on")
     data = load_data(**vars(options))

@@ -27,7 +27,7 @@ def get(url: str, data: bytes | None = None, token: str = "") -> tuple[int, str]
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGTERM ends a process at once there")
 def test_a_run_is_served_until_it_is_told_to_stop(run: Path, shapes: Path, tmp_path: Path):
     pytest.importorskip("fastapi")
     with socket.socket() as free:

@@ -9,8 +9,8 @@ import tyro
 
 from dualcaps.cli.display import print_notes
 from dualcaps.cli.explain import load_subject
-from dualcaps.cli.options import DataDir, Device, PluginFiles
-from dualcaps.errors import ConfigError, display_path
+from dualcaps.cli.options import DataDir, Device, PluginFiles, check_port
+from dualcaps.errors import display_path
 
 _RUNS = Path("runs")
 _EPOCHS = 40  # of the run on digits that is trained where there is none
@@ -34,8 +34,8 @@ class Demo:
 
     def run(self) -> None:
         """Serve the page until interrupted."""
-        if self.port is not None and not 0 < self.port < 65_536:
-            raise ConfigError(f"--port must be from 1 to 65535, got {self.port}")
+        if self.port is not None:
+            check_port(self.port)
 
         from dualcaps.runs.run import Run
         from dualcaps.serve.demo import build_demo, launch, require_gradio

@@ -17,6 +17,7 @@ from rich.table import Table
 from dualcaps.errors import display_path
 
 if TYPE_CHECKING:
+    from dualcaps.runs.run import Run
     from dualcaps.study.plan import PlannedRun
     from dualcaps.study.scheduler import Progress
 
@@ -56,6 +57,17 @@ def stdout() -> Console:
 def stderr() -> Console:
     """A console for standard error, where progress is shown."""
     return _console(stderr=True)
+
+
+def progress_bar() -> Bars:
+    """A progress bar on standard error, shown on a terminal only and removed at the end."""
+    return Bars(console=stderr(), disable=not sys.stderr.isatty(), transient=True)
+
+
+def describe_run(run: "Run") -> str:
+    """A run's network, data and test accuracy in one line."""
+    accuracy = f", test accuracy {percent(run.result['test_accuracy'])}" if run.result else ""
+    return f"{run.model.name} on {run.data.source or 'arrays'}{accuracy}"
 
 
 def _console(**options: Any) -> Console:

@@ -1,15 +1,13 @@
 """`dualcaps explain`."""
 
 import math
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
-from rich.progress import Progress
 
-from dualcaps.cli.display import print_json, print_notes, stderr, stdout, table
+from dualcaps.cli.display import describe_run, print_json, print_notes, progress_bar, stdout, table
 from dualcaps.cli.options import DataDir, Device, PluginFiles, RunFolder
 from dualcaps.cli.predict import image_files
 from dualcaps.errors import ConfigError, DataError, DualcapsError, display_path
@@ -117,7 +115,7 @@ class Explain:
         kinds = usable_maps(model)
         if missing := [kind for kind in MAPS if kind not in kinds]:
             print_notes([f"{model.config.name} lacks the parts for the maps {', '.join(missing)}"])
-        with Progress(console=stderr(), disable=not sys.stderr.isatty(), transient=True) as progress:
+        with progress_bar() as progress:
             task = progress.add_task("scoring maps", total=len(images) * len(kinds))
             found = score_maps(model, images, kinds, each=lambda done: progress.advance(task, done))
         if self.json:
@@ -211,8 +209,7 @@ def load_subject(
     from dualcaps.inference import evaluation_split, load_model
 
     model = load_model(opened, device)
-    accuracy = f", test accuracy {100 * opened.result['test_accuracy']:.2f} %" if opened.result else ""
-    about = f"{model.config.name} on {opened.data.source or 'arrays'}{accuracy}"
+    about = describe_run(opened)
     try:
         split, _, _ = evaluation_split(opened, model, data_dir=data_dir)
     except DualcapsError as error:

@@ -159,6 +159,12 @@ def given_options(options: NetworkOptions | TrainingOptions) -> dict[str, Any]:
     }
 
 
+def check_port(port: int) -> None:
+    """Raise ConfigError for a number that is no port to listen on."""
+    if not 0 < port < 65_536:
+        raise ConfigError(f"--port must be from 1 to 65535, got {port}")
+
+
 def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
     """Options of a network, trunk or routing method from `name=value`; values are JSON, otherwise text.
 

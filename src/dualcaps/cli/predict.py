@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import tyro
 
-from dualcaps.cli.display import print_json, print_notes, stderr, stdout, table
+from dualcaps.cli.display import print_json, print_notes, progress_bar, stdout, table
 from dualcaps.cli.options import DataDir, Device, PluginFiles, RunFolder
 from dualcaps.config import PrecisionChoice
 from dualcaps.errors import ConfigError, DataError, display_path
@@ -112,12 +112,10 @@ def _doubts(known: "Rejection", found: Sequence[Mapping[str, "np.ndarray"]]) -> 
 
 def rejection_with_progress(run: "Run", model: "Network", data_dir: Path | None) -> "Rejection":
     """The run's thresholds; where they have to be computed, with a progress bar and a note of the images used."""
-    from rich.progress import Progress
-
     from dualcaps.explain.rejection import rejection_of
 
     computed = False
-    with Progress(console=stderr(), disable=not sys.stderr.isatty(), transient=True) as progress:
+    with progress_bar() as progress:
 
         def start(count: int) -> Callable[[int], None]:
             nonlocal computed

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import tyro
 
-from dualcaps.cli.display import print_notes
-from dualcaps.cli.options import DataDir, Device, PluginFiles, RunFolder
+from dualcaps.cli.display import describe_run, print_notes
+from dualcaps.cli.options import DataDir, Device, PluginFiles, RunFolder, check_port
 from dualcaps.config import PrecisionChoice
 from dualcaps.errors import ConfigError, display_path
 
@@ -51,8 +51,7 @@ class Serve:
 
     def run(self) -> None:
         """Serve until interrupted; requests in work are answered first."""
-        if not 0 < self.port < 65_536:
-            raise ConfigError(f"--port must be from 1 to 65535, got {self.port}")
+        check_port(self.port)
         for name in ("batch_size", "max_mb", "max_images", "timeout"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"--{name.replace('_', '-')} must be above 0, got {getattr(self, name)}")
@@ -69,7 +68,6 @@ class Serve:
         token = self._token()
         opened = Run.open(self.trained)
         model = load_model(opened, self.device)
-        accuracy = f", test accuracy {100 * opened.result['test_accuracy']:.2f} %" if opened.result else ""
         app = build_service(
             model,
             precision=choose_precision(self.precision, next(model.parameters()).device),
@@ -84,7 +82,7 @@ class Serve:
                 batch=self.batch_size,
                 wait=self.wait_ms / 1000,
             ),
-            about=f"{display_path(opened.path)}: {model.config.name} on {opened.data.source or 'arrays'}{accuracy}",
+            about=f"{display_path(opened.path)}: {describe_run(opened)}",
         )
         import uvicorn
 

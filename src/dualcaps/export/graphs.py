@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from dualcaps.errors import ModelError
 from dualcaps.models import Network
-from dualcaps.nn import training_mode
 
 BATCH_SIZES = (1, 3, 64)
 """The batch sizes that an export is compared at."""
@@ -89,7 +88,7 @@ def on_cpu(model: Network, images: UInt8[Tensor, "count channels height width"])
 
 
 def poses_of(model: Network, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Poses and the class numbers of the longest, as the decoder takes them."""
-    with torch.no_grad(), training_mode(model, False):
+    """Poses and the class numbers of the longest, as the decoder takes them, of a network in evaluation mode."""
+    with torch.no_grad():
         output = model(images)
     return output.poses, output.lengths.argmax(dim=1)

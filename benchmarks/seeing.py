@@ -25,11 +25,12 @@ from scipy.stats import t
 from sklearn.metrics import roc_auc_score
 
 from dualcaps import ImageSplit, Network, load_data, load_model
+from dualcaps.calibration import held_out_images
 from dualcaps.explain.attacks import fgsm, pgd
 from dualcaps.explain.maps import explain, usable_maps
 from dualcaps.explain.pose_space import pose_space, pose_space_figure
 from dualcaps.explain.probes import probe_all
-from dualcaps.explain.rejection import held_out_images, rejection_of, signals
+from dualcaps.explain.rejection import rejection_of, signals
 from dualcaps.explain.scores import score_maps
 from dualcaps.explain.sweep import across, seen_ranges, sweep, sweep_figure
 from dualcaps.inference import predict, run_data

@@ -52,6 +52,7 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "cwd").mkdir()
     monkeypatch.chdir(tmp_path / "cwd")
     monkeypatch.delenv("DUALCAPS_DATA", raising=False)
+    monkeypatch.delenv("DUALCAPS_MODELS", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
     def no_network(data_set: DataSet, **options: object) -> None:

@@ -21,6 +21,7 @@ LAYERS = [
     "models",
     "data",
     "inference",
+    "calibration",
     "hub",
     "explain",
     "training",
@@ -39,7 +40,7 @@ ALSO_FORBIDDEN = {
     "plots": {"routing", "losses", "registry", "config", "errors"},
     "runs": {"routing", "losses", "plots", "registry"},
     "data": {"routing", "nn", "models", "losses", "plots"},
-    "models": {"runs", "plots"},
+    "models": {"plots"},
     "training": {"routing"},
 }
 

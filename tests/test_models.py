@@ -9,7 +9,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dualcaps import MODELS, ModelError, Network, count_parameters, create_model, route, wrap_module
+from dualcaps import (
+    MODELS,
+    ModelError,
+    Network,
+    RunError,
+    count_parameters,
+    create_model,
+    load_model,
+    route,
+    wrap_module,
+)
 from dualcaps.models import describe
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "parameter_counts.json").read_text())
@@ -288,3 +298,35 @@ def test_a_wrapped_module_is_a_network_and_its_output_is_checked():
     with pytest.raises(ModelError, match=r"Sequential must return logits \[batch, classes\] = \(3, 7\), got \(3, 5\)"):
         wrap_module(module, (1, 8, 8), 7)(images)
     assert wrap_module(module, (1, 8, 8), 5, name="mine").config.name == "mine"
+
+
+def test_a_network_with_the_weights_of_a_run_answers_as_the_run_does(run: Path):
+    model = create_model(pretrained=run).eval()
+    trained = load_model(run, "cpu")
+    images = torch.rand(4, 1, 12, 12)
+    with torch.no_grad():
+        assert model(images).lengths.equal(trained(images).lengths)
+    assert (model.config, model.classes) == (trained.config, trained.classes)
+
+
+def test_layers_of_another_shape_keep_fresh_weights(run: Path):
+    trained = load_model(run, "cpu").state_dict()
+    torch.manual_seed(1)
+    fresh = create_model("capsnet", (1, 12, 12), 5).state_dict()
+    torch.manual_seed(1)
+    model = create_model(pretrained=run, num_classes=5)
+    assert model.config.num_classes == 5
+    assert not set(model.classes) & {"across", "down", "slanted"}
+    kept = 0
+    for name, weights in model.state_dict().items():
+        fits = weights.shape == trained[name].shape
+        kept += fits
+        assert weights.equal(trained[name] if fits else fresh[name]), name
+    assert 0 < kept < len(trained)
+
+
+def test_weights_that_do_not_fit_are_refused(run: Path):
+    with pytest.raises(ModelError, match="none of its weights fit resnet-r"):
+        create_model("resnet-r", pretrained=run)
+    with pytest.raises(RunError, match="no such run folder"):
+        create_model(pretrained="nowhere")

@@ -8,22 +8,20 @@ from typing import Any, Self, cast
 
 import numpy as np
 import torch
-from scipy.optimize import minimize_scalar
-from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
+from dualcaps.calibration import calibrate, probabilities
 from dualcaps.config import Optimizer, TrainConfig
 from dualcaps.data.dataset import ImageDataset, ImageSplit
-from dualcaps.inference import Evaluation, run_batches
 from dualcaps.inference import predict as predict_lengths
+from dualcaps.inference import run_batches
 from dualcaps.models import create_model
 from dualcaps.training.fit import fit as fit_network
 
 _SMALLEST_SIDE = 16  # of the networks' images, in pixels; smaller ones are enlarged
-_TEMPERATURES = (1e-2, 1e2)
 _MOST_REPEATS = 100  # of one image with a large sample weight
 
 
@@ -145,7 +143,9 @@ class CapsNetClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
             out = Path(folder) / "run"
             result = fit_network(network, data, config, out=out, quiet=True, pictures=False, keep_checkpoint=False)
         self.network_, self.history_ = network, result.history
-        self._calibrate(selection)
+        calibration = calibrate(self._lengths_of(selection.images), selection.labels.numpy(), "the held-out part")
+        self.temperature_ = calibration.temperature
+        self.calibration_error_ = {"before": calibration.error_before, "after": calibration.error_after}
         return self
 
     def predict(self, X: Any) -> np.ndarray:  # noqa: N803
@@ -156,12 +156,14 @@ class CapsNetClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
     def predict_proba(self, X: Any) -> np.ndarray:  # noqa: N803
         """The probability of each class, softmax(lengths / temperature), [n, classes]."""
         lengths = self._lengths(X)
-        return softmax(lengths / self.temperature_, axis=1)
+        return probabilities(lengths, self.temperature_)
 
     def _lengths(self, X: Any) -> np.ndarray:  # noqa: N803
         """The length of each class's capsule, [n, classes]."""
-        images = self._checked(X)
-        return predict_lengths(self.network_, images).double().numpy()
+        return self._lengths_of(self._checked(X))
+
+    def _lengths_of(self, images: torch.Tensor) -> np.ndarray:
+        return predict_lengths(self.network_, images).numpy()
 
     def transform(self, X: Any) -> np.ndarray:  # noqa: N803
         """The poses of all classes, [n, classes * dim].
@@ -247,23 +249,6 @@ class CapsNetClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
             )
             return every, every
         return np.sort(held_out), np.sort(trained)
-
-    def _calibrate(self, held_out: ImageSplit) -> None:
-        lengths, labels = predict_lengths(self.network_, held_out.images).double().numpy(), held_out.labels.numpy()
-        chosen = np.arange(len(labels)), labels
-
-        def cross_entropy(log_temperature: float) -> float:
-            scores = lengths / np.exp(log_temperature)
-            return float((np.logaddexp.reduce(scores, axis=1) - scores[chosen]).mean())
-
-        found = minimize_scalar(cross_entropy, bounds=np.log(_TEMPERATURES), method="bounded")
-        self.temperature_ = float(np.exp(found.x))
-        names = tuple(map(str, self.classes_))
-        shares = lengths / np.maximum(lengths.sum(axis=1, keepdims=True), 1e-12)
-        self.calibration_error_ = {
-            "before": Evaluation(shares, labels, names).calibration_error(),
-            "after": Evaluation(softmax(lengths / self.temperature_, axis=1), labels, names).calibration_error(),
-        }
 
 
 def _repetitions(weights: np.ndarray, random: np.random.RandomState) -> np.ndarray:

@@ -5,6 +5,7 @@ import inspect
 import warnings
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -36,6 +37,7 @@ from dualcaps.nn.trunks.timm import load_trunk_weights
 from dualcaps.registry import MODELS as MODELS
 from dualcaps.registry import TRUNKS, load_entry_points, lookup, register_model
 from dualcaps.routing import RoutingIteration, RoutingLayer, iterates, method_options, route_children
+from dualcaps.runs.run import Run
 
 PARENT_DIM = 16
 _SABOUR_CHILD_DIM = 8
@@ -535,33 +537,61 @@ def _softmax_output(logits: Tensor) -> CapsOutput:
 
 
 def create_model(
-    name: str = "da-capsnet",
-    image_shape: tuple[int, int, int] = (1, 28, 28),
-    num_classes: int = 10,
+    name: str | None = None,
+    image_shape: tuple[int, int, int] | None = None,
+    num_classes: int | None = None,
+    *,
+    pretrained: str | Path | None = None,
     **switches: Any,
 ) -> Network:
-    """Build a network with fresh weights, drawn from torch's random numbers.
+    """Build a network, with fresh weights, drawn from torch's random numbers, or with those of a trained one.
 
     Args:
-        name: a registered name, see `list_models`.
-        image_shape: channels, height and width of the images, in pixels.
-        num_classes: number of classes, at least 2.
+        name: a registered name, see `list_models`; by default "da-capsnet".
+        image_shape: channels, height and width of the images, in pixels; by default (1, 28, 28).
+        num_classes: number of classes, at least 2; by default 10.
+        pretrained: a run folder, or the name of a trained network (see `dualcaps.runs.run.trained_networks`). Name,
+            shape, number of classes and switches are then by default its own, and its weights are loaded; layers whose
+            shape differs, such as those of the classes if their number does, keep fresh weights.
         **switches: fields of `ModelConfig` other than the name's defaults, and options of the network, its trunk
             or its routing method.
 
     Raises:
         ModelError: an unknown name or switch, a value outside its range, a switch that the network does not have,
-            images too small for its layers, or more parameters than this machine's memory can train.
+            images too small for its layers, more parameters than this machine's memory can train, or none of the
+            weights of `pretrained` fit.
+        RunError: `pretrained` is missing or damaged.
 
     Example:
         >>> model = create_model("capsnet", (3, 32, 32), num_classes=5, routing="uniform")
         >>> model(torch.zeros(2, 3, 32, 32)).poses.shape
         torch.Size([2, 5, 16])
     """
-    config = configure(name, image_shape, num_classes, **switches)
+    run = None if pretrained is None else Run.open(pretrained)
+    like = ModelConfig("da-capsnet") if run is None else run.model
+    if run is not None and name in (None, like.name):
+        left_out = ("name", "image_shape", "num_classes", "options", "trunk_weights")
+        own = {switch: value for switch, value in vars(like).items() if switch not in left_out}
+        switches = {**own, **dict(like.options), **switches}
+    name = name or like.name
+    config = configure(name, image_shape or like.image_shape, num_classes or like.num_classes, **switches)
     if lookup(MODELS, "model", name).origin == "dualcaps":  # building others twice may have side effects
         check_memory(build_on_meta(config))
-    return build_model(config)
+    model = build_model(config)
+    if run is not None:
+        if len(load_fitting(model, run.weights())) == len(model.state_dict()):
+            raise ModelError(f"pretrained={str(pretrained)!r}: none of its weights fit {name}")
+        if model.config.num_classes == run.model.num_classes:
+            model.classes = run.classes
+    return model
+
+
+def load_fitting(model: Network, weights: Mapping[str, Tensor]) -> list[str]:
+    """Load weights where name and shape fit; returns the names of the tensors that were left as they are."""
+    own = model.state_dict()
+    fitting = {name: tensor for name, tensor in weights.items() if name in own and own[name].shape == tensor.shape}
+    model.load_state_dict(fitting, strict=False)
+    return [name for name in own if name not in fitting]
 
 
 def configure(

@@ -29,6 +29,7 @@ def test_a_damaged_image_does_not_stop_other_predictions(run_cli: Callable, run:
     assert (first["file"], list(first)) == (str(tmp_path / "cut.png"), ["file", "error"])
     assert len(others) == files
     assert all(sum(answer["lengths"].values()) > 0 for answer in others)
+    assert all(sum(answer["probabilities"].values()) == pytest.approx(1) for answer in others)
 
 
 def test_what_is_skipped_in_a_folder_is_reported(run_cli: Callable, run: Path, shapes: Path, tmp_path: Path):
@@ -39,6 +40,31 @@ def test_what_is_skipped_in_a_folder_is_reported(run_cli: Callable, run: Path, s
     assert len(said.out.splitlines()) == 1 + 12
     assert said.err.startswith(f"note: {folder}: 12 image files used; skipped: 1 ")
     assert ".txt" in said.err
+
+
+def test_without_a_calibration_there_are_no_probabilities(run_cli: Callable, run_copy: Path, shapes: Path):
+    (run_copy / "calibration.json").unlink()
+    (answer,) = json.loads(run_cli("predict", run_copy, shapes / "down" / "00.png", "--json").out)
+    assert list(answer) == ["file", "class", "lengths"]
+
+
+def test_a_trained_network_is_used_by_its_name(
+    run_cli: Callable, run: Path, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    image = shapes / "down" / "00.png"
+    wanted = run_cli("predict", run, image).out
+    shutil.copytree(run, tmp_path / "models" / "capsnet.shapes")
+    monkeypatch.setenv("DUALCAPS_MODELS", str(tmp_path / "models"))
+    assert run_cli("predict", "capsnet.shapes", image).out == wanted
+    assert "trained capsnet.shapes: capsnet on " in run_cli("models").out
+    assert_one_line(run_cli("predict", "capsnet.shape", image), "no trained network of this name: there are capsnet.sh")
+    monkeypatch.setenv("DUALCAPS_MODELS", str(tmp_path / "nothing"))
+    assert_one_line(run_cli("predict", "capsnet.shapes", image), "DUALCAPS_MODELS must name the folder")
+
+
+def test_an_exported_network_is_no_run(run_cli: Callable, run: Path, shapes: Path):
+    assert run_cli("export", run, "--to", "exported").code == 0
+    assert_one_line(run_cli("predict", "exported", shapes / "down" / "00.png"), "load it with dualcaps.from_pretrained")
 
 
 @pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="file names are Unicode there")

@@ -51,7 +51,9 @@ def test_a_run_is_served_until_it_is_told_to_stop(run: Path, shapes: Path, tmp_p
             assert get(f"{address}/predict", image)[0] == 401
             code, text = get(f"{address}/predict", image, "secret")
             assert code == 200
-            assert json.loads(text)[0]["class"] in ("across", "down", "slanted")
+            (answer,) = json.loads(text)
+            assert answer["class"] in ("across", "down", "slanted")
+            assert 1 / 3 < answer["probability"] < 1
             process.send_signal(signal.SIGTERM)
             assert process.wait(30) in (0, -signal.SIGTERM)
         finally:

@@ -9,7 +9,7 @@ import torch
 from support import draw_shape
 
 from dualcaps import DataError, ImageDataset, RunError, TrainConfig, create_model, fit, load_model
-from dualcaps.explain.rejection import Rejection, calibrate, held_out_images, rejection_of, signals
+from dualcaps.explain.rejection import Rejection, rejection_of, set_thresholds, signals
 from dualcaps.runs.run import Run
 
 
@@ -53,7 +53,7 @@ def test_thresholds_reject_the_wanted_share_of_further_images(count: int):
     def draw(images: int) -> dict[str, np.ndarray]:
         return {"length": random.random(images), "reconstruction": random.exponential(size=images)}
 
-    known = calibrate(draw(count), "held-out images")
+    known = set_thresholds(draw(count), "held-out images")
     assert all(len(values) <= 2_000 for values in known.values.values())
     assert known.images == count
     margin = 3 * (0.05 * 0.95 * (1 / count + 1 / 20_000)) ** 0.5
@@ -64,7 +64,7 @@ def test_thresholds_reject_the_wanted_share_of_further_images(count: int):
 
 def test_too_few_images_are_refused():
     with pytest.raises(DataError, match="19 held-out images are too few"):
-        calibrate({"length": np.arange(19.0)}, "held-out images")
+        set_thresholds({"length": np.arange(19.0)}, "held-out images")
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -86,18 +86,6 @@ def test_thresholds_are_kept_in_the_run_until_its_weights_change(tmp_path: Path)
     (run / "rejection.json").write_text("{")
     with pytest.raises(RunError, match=r"rejection\.json: damaged .*: remove it"):
         rejection_of(opened, model)
-
-
-@pytest.mark.usefixtures("no_pictures")
-def test_a_run_trained_on_all_but_the_test_images_shares_them(tmp_path: Path):
-    opened = Run.open(train(tmp_path, protocol="last"))
-    held_out = held_out_images(opened)
-    assert held_out.description.startswith("half of the test images")
-    assert len(held_out.images) == len(held_out.others) == 30
-    from dualcaps.inference import run_data
-
-    others = {bytes(image.numpy()) for image in run_data(opened).test.images[held_out.others]}
-    assert not others & {bytes(image.numpy()) for image in held_out.images}
 
 
 def train(folder: Path, **how: object) -> Path:

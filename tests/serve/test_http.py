@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from dualcaps import ConfigError, create_model, predict
-from dualcaps.explain.rejection import calibrate, signals
+from dualcaps.explain.rejection import set_thresholds, signals
 from dualcaps.serve.http import Limits, build_service
 
 testclient = pytest.importorskip("fastapi.testclient")
@@ -46,6 +46,7 @@ def client(model) -> Iterator[Any]:
 
 def test_one_image_or_many_are_answered(client, model):
     (answer,) = client.post("/predict", content=png(0)).json()
+    assert "probability" not in answer
     wanted = lengths_of(model, png(0))
     assert list(answer["lengths"]) == ["cat", "dog", "ünicorn"]
     np.testing.assert_allclose(list(answer["lengths"].values()), wanted, atol=1e-4)
@@ -58,6 +59,13 @@ def test_one_image_or_many_are_answered(client, model):
     np.testing.assert_allclose(list(second["lengths"].values()), lengths_of(model, png(1)), atol=1e-4)
     assert text["error"].startswith("notes.txt: ")
     assert "class" not in text
+
+
+def test_probabilities_are_those_of_the_temperature(model):
+    with testclient.TestClient(build_service(model, temperature=0.2)) as client:
+        (answer,) = client.post("/predict", content=png(0)).json()
+    chances = np.exp(np.divide(lengths_of(model, png(0)), 0.2))
+    assert answer["probability"] == pytest.approx(max(chances / chances.sum()), abs=1e-4)
 
 
 def test_what_cannot_be_answered_has_its_status_code(client):
@@ -113,7 +121,7 @@ def test_many_clients_at_once_get_their_own_answers(client, model):
 
 def test_unusual_images_are_said_to_be(model):
     random = torch.rand(100, 1, 12, 12)
-    rejection = calibrate(signals(model, random), "noise")
+    rejection = set_thresholds(signals(model, random), "noise")
     with testclient.TestClient(build_service(model, rejection=rejection)) as client:
         noise = [client.post("/predict", content=png(seed)).json()[0]["rejected"] for seed in range(20)]
         black = io.BytesIO()

@@ -68,8 +68,8 @@ def test_the_run_folder_holds_what_is_promised(data: ImageDataset, tmp_path: Pat
     result = fit(model, data, TINY, out=tmp_path / "run", quiet=True)
     names = sorted(path.name for path in result.run.iterdir() if not path.name.startswith("."))
     assert names == [
-        "checkpoint.safetensors", "config.json", "curves.png", "metrics.jsonl", "model.safetensors", "provenance.json",
-        "reconstructions.png", "result.json",
+        "calibration.json", "checkpoint.safetensors", "config.json", "curves.png", "metrics.jsonl", "model.safetensors",
+        "provenance.json", "reconstructions.png", "result.json",
     ]  # fmt: skip
     run = Run.open(result.run)
     assert run.training == dataclasses.replace(TINY, lr=1e-3)

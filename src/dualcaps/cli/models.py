@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dualcaps.cli.display import print_notes, stdout, table
+from dualcaps.cli.display import describe_run, print_notes, stdout, table
 from dualcaps.cli.options import PluginFiles
 from dualcaps.errors import display_path
 from dualcaps.registry import DATASETS, EXPERIMENTS, MODELS, ROUTING_METHODS, TRUNKS, Entry
@@ -13,7 +13,7 @@ _SHAPES = {"28x28x1": (1, 28, 28), "32x32x3": (3, 32, 32)}
 
 @dataclass(frozen=True)
 class Models:
-    """List networks with their parameter counts, trunks, routing methods, data sets, experiments and recipes."""
+    """List networks with their sizes, trained ones, trunks, routing methods, data sets, experiments and recipes."""
 
     plugin: PluginFiles = ()
 
@@ -22,6 +22,7 @@ class Models:
         import dualcaps.data.sources
         import dualcaps.study.experiments  # noqa: F401  # both register their parts
         from dualcaps.models import list_models
+        from dualcaps.runs.run import Run, trained_networks
         from dualcaps.training.recipes import RECIPES
 
         headings = [f"{shape}{decoder}" for shape in _SHAPES for decoder in ("", ", decoder")]
@@ -45,6 +46,8 @@ class Models:
         console.print()
         for name, recipe in RECIPES.items():
             console.print(f"recipe {name:<10}{recipe.summary}", soft_wrap=True)
+        for name, path in trained_networks().items():
+            console.print(f"trained {name}: {describe_run(Run.open(path))}", soft_wrap=True)
 
 
 def _with_origin(name: str, entry: Entry) -> str:

@@ -37,7 +37,9 @@ DataDir = Annotated[
         help_behavior_hint="",
     ),
 ]
-RunFolder = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN", help="A run folder.")]
+RunFolder = Annotated[
+    tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN", help="A run folder, or a trained network's name.")
+]
 
 _METAVARS = {
     "data_dir": "FOLDER",

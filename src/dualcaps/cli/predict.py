@@ -45,8 +45,9 @@ class Predict:
     """Number type of the layers; auto is bfloat16 if the machine is fast at it."""
     device: Device = "auto"
     json: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
-    """Print JSON: for each image its class and the lengths of all classes (0 to 1), or why it cannot be read; with
-    --reject also whether it is rejected, and for each signal the share of known images as unusual."""
+    """Print JSON: for each image its class, the lengths of all classes (0 to 1) and, where the run's temperature is
+    known, their probabilities; or why it cannot be read; with --reject also whether it is rejected, and for each signal
+    the share of known images as unusual."""
     plugin: PluginFiles = ()
 
     def run(self) -> None:
@@ -76,7 +77,7 @@ class Predict:
             raise DataError(unread[0] + others)
         doubts = None if known is None else _doubts(known, found)
         if self.json:
-            _print_json(model.classes, files, lengths, unread, doubts)
+            _print_json(model.classes, files, lengths, unread, _probabilities(opened, lengths), doubts)
         else:
             _print_table(model.classes, files, lengths, unread, self.top, doubts)
         for reason in list(unread.values())[:_MOST_PRINTED_FILES]:
@@ -144,11 +145,20 @@ def image_files(path: Path) -> list[Path]:
     return listing.files
 
 
+def _probabilities(run: "Run", lengths: "np.ndarray") -> "np.ndarray | None":
+    """The probabilities of all classes; None for a run without a calibration."""
+    from dualcaps.calibration import kept_calibration, probabilities
+
+    calibration = kept_calibration(run)
+    return None if calibration is None else probabilities(lengths, calibration.temperature)
+
+
 def _print_json(
     classes: Sequence[str],
     files: Sequence[Path],
     lengths: "np.ndarray",
     unread: Mapping[int, str],
+    chances: "np.ndarray | None",
     doubts: Sequence[_Doubt] | None,
 ) -> None:
     answers = []
@@ -158,6 +168,8 @@ def _print_json(
             continue
         by_class = dict(zip(classes, lengths[place].tolist(), strict=True))
         answer = {"file": str(file), "class": classes[lengths[place].argmax()], "lengths": by_class}
+        if chances is not None:
+            answer["probabilities"] = dict(zip(classes, chances[place].tolist(), strict=True))
         if doubts is not None:
             answer |= {"rejected": doubts[place].rejected, "known_images_as_unusual": doubts[place].tails}
         answers.append(answer)

@@ -3,14 +3,18 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from dualcaps.cli.display import describe_run, print_notes
 from dualcaps.cli.options import DataDir, Device, PluginFiles, RunFolder, check_port
 from dualcaps.config import PrecisionChoice
-from dualcaps.errors import ConfigError, display_path
+from dualcaps.errors import ConfigError, DataError, display_path
+
+if TYPE_CHECKING:
+    from dualcaps.models import Network
+    from dualcaps.runs.run import Run
 
 _TOKEN = "DUALCAPS_TOKEN"
 _MOST_CONNECTIONS = 1_000
@@ -72,6 +76,7 @@ class Serve:
             model,
             precision=choose_precision(self.precision, next(model.parameters()).device),
             tta=opened.training.tta,
+            temperature=_temperature(opened, model, self.data_dir),
             rejection=rejection_with_progress(opened, model, self.data_dir) if self.reject else None,
             token=token,
             limits=Limits(
@@ -111,3 +116,14 @@ class Serve:
         if not token or any(character.isspace() for character in token):
             raise ConfigError(f"--token-file {display_path(self.token_file)}: must hold one token, without spaces")
         return token
+
+
+def _temperature(run: "Run", model: "Network", data_dir: Path | None) -> float | None:
+    """The temperature of the run's probabilities; None, with a note, where it has none and its images are not here."""
+    from dualcaps.calibration import calibration_of
+
+    try:
+        return calibration_of(run, model, data_dir=data_dir).temperature
+    except (DataError, OSError) as error:
+        print_notes([f"answers have no probabilities, whose temperature is fitted on the run's images: {error}"])
+        return None

@@ -4,42 +4,27 @@ An image is rejected if one of its signals (how short the longest capsule is, ho
 image, how undecided the couplings are) is more extreme than those of nearly all held-out images.
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dualcaps.calibration import held_out_images
 from dualcaps.errors import DataError, RunError
-from dualcaps.inference import run_batches, run_data
+from dualcaps.inference import run_batches
 from dualcaps.models import Intermediates, Network
-from dualcaps.runs.files import write_json
-from dualcaps.runs.run import REJECTION, WEIGHTS, Run
+from dualcaps.runs.run import REJECTION, Run, keep_derived, read_derived
 
 FALSE_ALARMS = 0.05
 """The share of held-out images that is rejected."""
 
 _KEPT_VALUES = 2_000  # of each signal
 _FEWEST_IMAGES = 20  # that can tell a tail of 5 %
-
-
-class HeldOut(NamedTuple):
-    """Images that a network was neither trained nor is to be tested on.
-
-    images: uint8 [N, C, H, W].
-    description: which ones they are.
-    others: indices of the test images that do not belong to them.
-    """
-
-    images: Tensor
-    description: str
-    others: Tensor
 
 
 @dataclass(frozen=True)
@@ -114,7 +99,7 @@ def signals(
     return {name: torch.cat(values).numpy() for name, values in found.items()}
 
 
-def calibrate(found: Mapping[str, np.ndarray], held_out: str, *, false_alarms: float = FALSE_ALARMS) -> Rejection:
+def set_thresholds(found: Mapping[str, np.ndarray], held_out: str, *, false_alarms: float = FALSE_ALARMS) -> Rejection:
     """Choose the tail at which this share of the held-out images is rejected.
 
     Args:
@@ -136,24 +121,6 @@ def calibrate(found: Mapping[str, np.ndarray], held_out: str, *, false_alarms: f
     return Rejection(values, float(smallest[round(false_alarms * count)]), count, held_out)
 
 
-def held_out_images(run: Run, *, data_dir: str | Path | None = None) -> HeldOut:
-    """The images to set a run's thresholds on.
-
-    The validation images; a run that was trained on these too (protocols paper and last) has none, and half of its
-    test images are taken, drawn with seed 0.
-
-    Raises:
-        DataError: the run's images cannot be found or have changed; see `run_data`.
-    """
-    data = run_data(run, data_dir=data_dir)
-    if run.training.protocol == "clean":
-        return HeldOut(data.validation.images, "the validation images", torch.arange(len(data.test)))
-    order = torch.randperm(len(data.test), generator=torch.Generator().manual_seed(0))
-    half = len(order) // 2
-    images = data.test.images[order[:half].sort().values]
-    return HeldOut(images, "half of the test images, as the run was trained on all others", order[half:].sort().values)
-
-
 def rejection_of(
     run: Run,
     model: Network,
@@ -173,36 +140,30 @@ def rejection_of(
         DataError: they have to be computed and the images cannot be found or have changed, or are too few.
         RunError: the kept ones are damaged.
     """
-    weights = hashlib.sha256((run.path / WEIGHTS).read_bytes()).hexdigest()
-    kept = _read(run.path / REJECTION)
-    if kept is not None and kept["weights"] == weights:
-        return kept["rejection"]
+    kept = read_derived(run, REJECTION)
+    if kept is not None:
+        return _parse(kept, run.path / REJECTION)
     try:
         held_out = held_out_images(run, data_dir=data_dir)
         found = signals(model, held_out.images, each=start(len(held_out.images)))
-        rejection = calibrate(found, held_out.description)
+        rejection = set_thresholds(found, held_out.description)
     except DataError as error:
         raise DataError(
             f"thresholds for rejection are computed once, from the run's held-out images: {error}"
         ) from error
     content = {
-        "weights": weights,
         "tail": rejection.tail,
         "images": rejection.images,
         "held_out": rejection.held_out,
         "values": {name: values.tolist() for name, values in rejection.values.items()},
     }
-    write_json(run.path / REJECTION, content)
+    keep_derived(run, REJECTION, content)
     return rejection
 
 
-def _read(file: Path) -> dict[str, Any] | None:
+def _parse(content: Mapping[str, Any], file: Path) -> Rejection:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
         values = {str(name): np.array(signal, float) for name, signal in content["values"].items()}
-        rejection = Rejection(values, float(content["tail"]), int(content["images"]), str(content["held_out"]))
-        return {"weights": content["weights"], "rejection": rejection}
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return Rejection(values, float(content["tail"]), int(content["images"]), str(content["held_out"]))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(f"{file}: damaged ({error}): remove it, and it is computed again") from error

@@ -6,6 +6,7 @@
     model.safetensors       weights of the selected epoch
     metrics.jsonl           one line per epoch
     curves.png, reconstructions.png, …
+    calibration.json        the temperature that turns lengths into probabilities
     rejection.json          thresholds of `predict --reject`, once it was used
     result.json             results; written last, so that it exists only for finished runs
     strips/                 reconstructions of runs of an experiment: input.png, epoch-<n>.png, selected.png
@@ -17,10 +18,12 @@ predecessor in one step, so a run killed at any moment can be read and resumed.
 """
 
 import datetime
+import hashlib
 import itertools
 import json
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -44,7 +47,9 @@ FORMAT = 2
 
 CONFIG, PROVENANCE, RESULT = "config.json", "provenance.json", "result.json"
 STRIPS, FAILURES = "strips", "failures.jsonl"
-REJECTION = "rejection.json"
+MODELS_FOLDER = "DUALCAPS_MODELS"
+"""The environment variable that names the folder of trained networks."""
+CALIBRATION, REJECTION = "calibration.json", "rejection.json"
 METRICS, WEIGHTS, CHECKPOINT = "metrics.jsonl", "model.safetensors", "checkpoint.safetensors"
 TRAIN_AGAIN = "remove the run's folder and train again"
 """What to do about a damaged run."""
@@ -87,14 +92,19 @@ class Run:
     def open(cls, path: str | Path) -> "Run":
         """Read a run folder, finished or not.
 
+        Args:
+            path: the folder, or the name of a trained network, see `trained_networks`.
+
         Raises:
             RunError: no folder, a file missing or damaged, or another format.
         """
         path = Path(path)
         if not path.is_dir():
-            raise RunError(f"{path}: no such run folder")
+            path = _trained_network(str(path))
         config = _read_json(path / CONFIG)
         written_as = config.pop("format", None)
+        if config.get("library_name") == "dualcaps":
+            raise RunError(f"{path}: an exported network, not a run: load it with dualcaps.from_pretrained in Python")
         if written_as not in (1, FORMAT):
             raise RunError(f"{path / CONFIG}: not of run format {FORMAT}: use the dualcaps version that wrote it")
         sections = _with(config, {"model": dict, "training": dict, "data": dict, "classes": list}, path / CONFIG)
@@ -136,6 +146,27 @@ class Run:
     def weights(self) -> "dict[str, Tensor]":
         """The weights of the selected epoch; raises RunError if they are missing or damaged."""
         return read_weights(self.path)
+
+
+def trained_networks() -> dict[str, Path]:
+    """The run folders of trained networks by name, such as "da-capsnet.fashion-mnist".
+
+    They lie in the folder that the environment variable DUALCAPS_MODELS names, or else in `results/models` of the
+    checkout that this package runs from.
+    """
+    folder = Path(os.environ.get(MODELS_FOLDER) or Path(__file__).parents[3] / "results" / "models")
+    return {path.parent.name: path.parent for path in sorted(folder.glob(f"*/{CONFIG}"))}
+
+
+def _trained_network(name: str) -> Path:
+    """The folder of a trained network; raises RunError if there is none of this name."""
+    known = trained_networks()
+    if name in known:
+        return known[name]
+    if not re.fullmatch(r"[\w-]+\.[\w-]+", name):
+        raise RunError(f"{name}: no such run folder")
+    others = f"there are {', '.join(known)}" if known else f"{MODELS_FOLDER} must name the folder that holds them"
+    raise RunError(f"{name}: no such run folder, and no trained network of this name: {others}")
 
 
 def selected_on(training: TrainConfig) -> str:
@@ -342,6 +373,41 @@ def read_weights(path: Path) -> "dict[str, Tensor]":
         raise RunError(f"{path}: incomplete run folder ({WEIGHTS} is missing): {TRAIN_AGAIN}") from error
     except (OSError, safetensors.SafetensorError) as error:
         raise RunError(f"{path / WEIGHTS}: damaged ({error}): {TRAIN_AGAIN}") from error
+
+
+def keep_derived(run: Run, name: str, content: Mapping[str, Any]) -> None:
+    """Keep in a run's folder what was computed from its weights.
+
+    Args:
+        run: the run.
+        name: of the file.
+        content: what `read_derived` is to return until the weights change.
+    """
+    write_json(run.path / name, {"weights": _weights_hash(run), **content})
+
+
+def read_derived(run: Run, name: str) -> dict[str, Any] | None:
+    """What `keep_derived` kept; None if there is none, or the weights have changed since.
+
+    Raises:
+        RunError: the file is damaged.
+    """
+    file = run.path / name
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        weights = content.pop("weights")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunError(f"{file}: damaged ({error}): remove it, and it is computed again") from error
+    return content if weights == _weights_hash(run) else None
+
+
+def _weights_hash(run: Run) -> str:
+    try:
+        return hashlib.sha256((run.path / WEIGHTS).read_bytes()).hexdigest()
+    except OSError as error:
+        raise RunError(f"{run.path / WEIGHTS}: cannot be read ({error}): {TRAIN_AGAIN}") from error
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from dualcaps.calibration import probabilities
 from dualcaps.config import Precision, TestTimeAugmentation
 from dualcaps.data.images import read_image
 from dualcaps.errors import ConfigError, DataError
@@ -51,6 +52,7 @@ def build_service(
     *,
     precision: Precision = "float32",
     tta: TestTimeAugmentation = "none",
+    temperature: float | None = None,
     rejection: Rejection | None = None,
     token: str | None = None,
     limits: Limits | None = None,
@@ -59,8 +61,9 @@ def build_service(
     """The service of a network, as a FastAPI application.
 
     `POST /predict` takes one image as the body, or several as a multipart form, and answers with a list: class, length,
-    the lengths of all classes, and with `rejection` whether the image is rejected; or the reason why an image cannot be
-    read. `GET /healthz`, `/readyz` and `/metrics` (Prometheus) are for whatever watches the service.
+    the lengths of all classes, with `temperature` the class's probability and with `rejection` whether the image is
+    rejected; or the reason why an image cannot be read. `GET /healthz`, `/readyz` and `/metrics` (Prometheus) are for
+    whatever watches the service.
 
     Status codes: 200 an answer for each image; 400 no image or a damaged form; 401 a wrong token; 408 a body that
     is not sent in time; 413 too many bytes or images; 422 none of the images can be read; 503 the queue is full; 504 no
@@ -69,6 +72,7 @@ def build_service(
     Args:
         model: the network.
         precision, tta: as for `predict`.
+        temperature: of a run's calibration, for probabilities.
         rejection: a run's thresholds, to reject images of none of the classes.
         token: a bearer token that requests to predict need.
         limits: by default `Limits()`.
@@ -98,7 +102,7 @@ def build_service(
         durations.observe(seconds)
 
     batcher: Batcher[np.ndarray, dict[str, Any]] = Batcher(
-        _answerer(model, precision, tta, rejection),
+        _answerer(model, precision, tta, temperature, rejection),
         most=limits.batch,
         wait=limits.wait,
         queue=limits.queue,
@@ -234,7 +238,11 @@ async def _closing(form: Any) -> AsyncIterator[Any]:
 
 
 def _answerer(
-    model: Network, precision: Precision, tta: TestTimeAugmentation, rejection: Rejection | None
+    model: Network,
+    precision: Precision,
+    tta: TestTimeAugmentation,
+    temperature: float | None,
+    rejection: Rejection | None,
 ) -> Callable[[Sequence[np.ndarray]], list[dict[str, Any]]]:
     """A function that answers a batch of images."""
 
@@ -250,6 +258,9 @@ def _answerer(
             }
             for label, row in zip(chosen, lengths.tolist(), strict=True)
         ]
+        if temperature is not None:
+            for place, row in enumerate(probabilities(lengths.numpy(), temperature)):
+                answers[place]["probability"] = round(float(row.max()), 5)
         if rejection is not None:
             found = signals(model, pixels)
             for place, rejected in enumerate(rejection.rejects(found).tolist()):

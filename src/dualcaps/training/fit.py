@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from dualcaps.calibration import keep_calibration
 from dualcaps.config import DataConfig, ModelConfig, TrainConfig, to_json
 from dualcaps.data.augment import parse_augmentation
 from dualcaps.data.batches import training_batches
@@ -20,7 +21,7 @@ from dualcaps.data.dataset import ImageDataset, ImageSplit
 from dualcaps.errors import ConfigError, DualcapsError, ModelError, RunError
 from dualcaps.explain.reconstructions import reconstruction_error
 from dualcaps.inference import choose_device, choose_precision, evaluate, same_images
-from dualcaps.models import Network, count_parameters
+from dualcaps.models import Network, count_parameters, load_fitting
 from dualcaps.registry import loaded_plugins
 from dualcaps.runs import run as runs
 from dualcaps.runs.files import remove_drafts, remove_empty, write_json
@@ -368,21 +369,18 @@ def initialise_from(model: Network, source: str | Path, log: Callable[[str], Non
 
     Args:
         model: the network; layers whose shapes differ keep their initial weights.
-        source: the run folder.
+        source: the run folder, or a trained network's name.
         log: called with one line about what was loaded and skipped.
 
     Raises:
         RunError: the run cannot be read.
         ConfigError: no weights match.
     """
-    weights, own = Run.open(source).weights(), model.state_dict()
-    fitting = {name: tensor for name, tensor in weights.items() if name in own and own[name].shape == tensor.shape}
-    if not fitting:
+    fresh, own = load_fitting(model, Run.open(source).weights()), model.state_dict()
+    if len(fresh) == len(own):
         raise ConfigError(f"--init-from {source}: none of its weights match {model.config.name}")
-    model.load_state_dict(fitting, strict=False)
-    fresh = [name for name in own if name not in fitting]
     rest = f"; initialised: {', '.join(fresh[:6])}{' …' if len(fresh) > 6 else ''}" if fresh else ""
-    log(f"weights from {source}: {len(fitting)} of {len(own)} tensors{rest}")
+    log(f"weights from {source}: {len(own) - len(fresh)} of {len(own)} tensors{rest}")
 
 
 def _check_space(path: Path, model: Network) -> None:
@@ -413,6 +411,9 @@ def _finish(state: TrainingState, callbacks: Sequence[Callback], keep_checkpoint
         test_accuracy = evaluate(model, data.test, precision=state.precision, tta=state.config.tta).accuracy
     for callback in callbacks:
         callback.on_finish(state)
+    if state.config.protocol == "clean":  # other runs have no images left for it
+        validation = data.validation
+        keep_calibration(Run.open(state.run), model, validation.images, validation.labels, "the validation images")
     accuracy = selected[f"{state.selected_on}_accuracy"]
     write_json(
         state.run / runs.RESULT,

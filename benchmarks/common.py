@@ -9,18 +9,20 @@ import re
 import statistics
 import subprocess
 import sys
+import venv
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as the command line does, for all candidates
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+import platformdirs
 import torch
 
 from dualcaps import ImageSplit, Network
 from dualcaps.bench import Timing, interleave, matrix_rate, our_training
 from dualcaps.inference import Precision, choose_device
-from dualcaps.runs.run import environment
+from dualcaps.runs.run import environment as machine_and_versions
 
 ROOT = Path(__file__).parents[1]
 FIELDS = (
@@ -45,7 +47,7 @@ class Results:
     """
 
     def __init__(self, benchmark: str, out: Path, device: torch.device, versions: str = "") -> None:
-        machine_facts = environment(device, "")
+        machine_facts = machine_and_versions(device, "")
         machine = machine_facts["device"] if device.type == "cuda" else machine_facts["processor"]
         if device.type == "cpu" and (limit := os.environ.get("ONEDNN_MAX_CPU_ISA")):
             machine += f", instructions up to {limit}"
@@ -144,6 +146,21 @@ def in_fresh_process(script: str, arguments: Sequence[object]) -> float:
     if done.returncode:
         sys.exit(f"{' '.join(command)}: {done.stderr}")
     return float(done.stdout.split()[-1])
+
+
+def environment(name: str, packages: Sequence[str]) -> Path:
+    """The Python of an environment of its own, which is made if it does not exist."""
+    folder = platformdirs.user_cache_path("dualcaps") / "peers" / name
+    python = folder / "bin" / "python"
+    ready = folder / "ready"
+    if not ready.exists():
+        print(f"installing {', '.join(packages)} into {folder}", flush=True)
+        if not python.exists():
+            venv.create(folder, with_pip=True)
+        install = [python, "-m", "pip", "install", "--quiet", "--constraint", ROOT / "constraints.txt"]
+        subprocess.run([*install, *packages], check=True)
+        ready.touch()
+    return python
 
 
 def place(name: str) -> torch.device:

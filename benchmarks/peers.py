@@ -14,13 +14,11 @@ import subprocess
 import sys
 import tempfile
 import time
-import venv
 from pathlib import Path
 
 import numpy as np
-import platformdirs
 import torch
-from common import ROOT, Results, parse, place
+from common import Results, environment, parse, place
 
 from dualcaps import create_model, predict
 from dualcaps.bench import ParityError, Timing, check_parity, our_training, plain_training, random_split
@@ -38,21 +36,6 @@ BATCH, STEPS = 128, 20
 PEER_STEPS = {"tensorflow": 60, "torch": 20, "jax": 8}
 
 
-def environment(backend: str) -> Path:
-    """The Python of a backend's environment."""
-    folder = platformdirs.user_cache_path("dualcaps") / "peers" / f"keras-{backend}"
-    python = folder / "bin" / "python"
-    ready = folder / "ready"
-    if not ready.exists():
-        print(f"installing keras with {backend} into {folder}", flush=True)
-        if not python.exists():
-            venv.create(folder, with_pip=True)
-        install = [python, "-m", "pip", "install", "--quiet", "--constraint", ROOT / "constraints.txt"]
-        subprocess.run([*install, "keras", PACKAGES[backend]], check=True)
-        ready.touch()
-    return python
-
-
 class Peer:
     """A process that trains a Keras network when it is told to."""
 
@@ -61,7 +44,12 @@ class Peer:
         self._steps = PEER_STEPS[backend]
         self._process = subprocess.Popen(
             [
-                *(environment(backend), Path(__file__).with_name("peer_keras.py"), policy, weights),
+                *(
+                    environment(f"keras-{backend}", ("keras", PACKAGES[backend])),
+                    Path(__file__).with_name("peer_keras.py"),
+                    policy,
+                    weights,
+                ),
                 *map(str, (height, width, channels, BATCH, PEER_STEPS[backend])),
             ],
             stdin=subprocess.PIPE,

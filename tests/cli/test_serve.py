@@ -36,7 +36,12 @@ def test_a_run_is_served_until_it_is_told_to_stop(run: Path, shapes: Path, tmp_p
     (tmp_path / "token").write_text("secret\n")
     command = [sys.executable, "-m", "dualcaps", "serve", run, "--port", port, "--token-file", tmp_path / "token"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, text=True, env=environment) as process:
+    with (
+        (tmp_path / "errors").open("w") as errors,
+        subprocess.Popen(
+            [*map(str, command)], stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
+        ) as process,
+    ):
         try:
             assert process.stdout is not None
             assert process.stdout.readline().startswith(f"{run}: http://127.0.0.1:{port}/predict")
@@ -54,10 +59,27 @@ def test_a_run_is_served_until_it_is_told_to_stop(run: Path, shapes: Path, tmp_p
             (answer,) = json.loads(text)
             assert answer["class"] in ("across", "down", "slanted")
             assert 1 / 3 < answer["probability"] < 1
+            for _ in range(20):
+                send_nonsense(port)
+            assert get(f"{address}/predict", image, "secret") == (code, text)
+            assert 'dualcaps_requests_total{code="499"} 20.0' in get(f"{address}/metrics")[1]
             process.send_signal(signal.SIGTERM)
             assert process.wait(30) in (0, -signal.SIGTERM)
         finally:
             process.kill()
+    assert "Traceback" not in (tmp_path / "errors").read_text()
+
+
+def send_nonsense(port: int) -> None:
+    """A client that sends no HTTP, one that sends a damaged form, and one that vanishes within its request."""
+    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer secret\r\n"
+    form = b"Content-Type: multipart/form-data; boundary=x\r\nContent-Length: 4\r\n\r\n--y\n"
+    for content, status in ((b"nonsense\r\n\r\n", b"400"), (head + form, b"400")):
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+            connection.sendall(content)
+            assert connection.recv(1_000).split()[1] == status
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.sendall(head + b"Content-Length: 1000\r\n\r\nhalf an image")
 
 
 def test_mistakes_are_one_line(run_cli: Callable, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

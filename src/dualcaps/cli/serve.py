@@ -1,5 +1,6 @@
 """`dualcaps serve`."""
 
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,6 +92,9 @@ class Serve:
         )
         import uvicorn
 
+        logging.getLogger("python_multipart").setLevel(
+            logging.ERROR
+        )  # it warns of each damaged form, which 400 answers
         if self.host not in ("127.0.0.1", "::1", "localhost") and token is None:
             print_notes([f"anyone who reaches {self.host}:{self.port} can send images: --token-file asks for a token"])
         print(

@@ -85,6 +85,7 @@ def build_service(
         import fastapi
         import prometheus_client
         from starlette.formparsers import MultiPartException
+        from starlette.requests import ClientDisconnect
         from starlette.responses import JSONResponse, Response
     except ImportError as error:
         raise ConfigError(f"dualcaps serve needs {error.name}: pip install 'dualcaps[serve]'") from error
@@ -158,6 +159,8 @@ def build_service(
             return refuse(401, "send the token as the header Authorization: Bearer TOKEN")
         try:
             images = await asyncio.wait_for(_images_of(request, limits), limits.seconds)
+        except ClientDisconnect:
+            return refuse(499, "the client closed the connection")  # nobody reads this, but it is counted
         except TimeoutError:
             return refuse(408, f"the images were not sent within {limits.seconds:g} seconds")
         except _TooLargeError as error:

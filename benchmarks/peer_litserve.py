@@ -53,4 +53,6 @@ class Api(litserve.LitAPI):
 if __name__ == "__main__":
     _, run, port, batch, wait = sys.argv
     api = Api(max_batch_size=int(batch), batch_timeout=float(wait))
-    litserve.LitServer(api, accelerator="cpu").run(port=int(port), host="127.0.0.1", log_level="warning", generate_client_file=False)
+    litserve.LitServer(api, accelerator="cpu").run(
+        port=int(port), host="127.0.0.1", log_level="warning", generate_client_file=False
+    )

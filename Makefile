@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 
-.PHONY: train test quick test-oldest test-newest results clean
+.PHONY: train test quick test-oldest test-newest results docs release clean
 
 train: .venv/.installed  ## train da-capsnet on the embedded digits and show the result
 	$(BIN)/dualcaps train digits --epochs 40
@@ -29,6 +29,21 @@ test-newest:  ## the tests with the newest versions of everything
 	.venv-newest/bin/python -m pip install --quiet --upgrade --editable '.[dev]'
 	.venv-newest/bin/pytest -n auto
 
+docs: .venv/.installed-dev  ## build the documentation in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+release: .venv/.installed-dev  ## build sdist and wheel in dist/ and try the wheel in a fresh environment
+	rm -rf dist .venv-release
+	$(BIN)/python -m pip install --quiet build
+	$(BIN)/python -m build --outdir dist .
+	$(PYTHON) -m venv .venv-release
+	.venv-release/bin/python -m pip install --quiet --constraint constraints.txt dist/*.whl
+	.venv-release/bin/python -m pip check
+	cd dist && ../.venv-release/bin/dualcaps train digits --epochs 1 --out ../.venv-release/run
+	cd dist && ../.venv-release/bin/dualcaps evaluate ../.venv-release/run
+	rm -rf .venv-release
+	ls -l dist
+
 results: .venv/.installed  ## the paper's tables and figures again, from the committed records
 	$(BIN)/dualcaps report results/paper --out results/paper
 	$(BIN)/dualcaps report results/digits-200 --out results/digits-200
@@ -44,4 +59,4 @@ results: .venv/.installed  ## the paper's tables and figures again, from the com
 	touch .venv/.installed $@
 
 clean:
-	rm -rf .venv .venv-oldest .venv-newest
+	rm -rf .venv .venv-oldest .venv-newest .venv-release site dist

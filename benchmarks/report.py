@@ -1,4 +1,4 @@
-"""Tables and a plot from the CSV files of `results/benchmarks`: writes RESULTS.md and speed.png beside them."""
+"""Tables and plots from the CSV files of `results/benchmarks`: RESULTS.md and speed.png beside them, docs/images."""
 
 import csv
 import itertools
@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 from common import ROOT
 
 FOLDER = ROOT / "results" / "benchmarks"
+PICTURES = ROOT / "docs" / "images"  # where the pages show them
 Row = dict[str, str]
 
 
@@ -34,8 +35,8 @@ def main() -> None:
             continue
         first = lines[0]
         text += [f"## {first['benchmark']}", "", f"{first['machine']}; {first['versions']}; {first['date']}.", ""]
-        if (picture := file.with_suffix(".png")).exists():
-            text += [f"![{first['benchmark']}]({picture.name})", ""]
+        if (PICTURES / f"{file.stem}.png").exists():
+            text += [f"![{first['benchmark']}](../../docs/images/{file.stem}.png)", ""]
         text += ["| case | candidate | measure | value | spread |", "| --- | --- | --- | ---: | --- |"]
         text += [f"| {_cells(row)} |" for row in lines] + [""]
     (FOLDER / "RESULTS.md").write_text("\n".join(text))
@@ -72,7 +73,7 @@ def _plot_scaling(file: Path) -> None:
         panel.set_xticks(sizes, [f"{size:,.0f}" for size in sizes], fontsize=8, rotation=45)
         panel.minorticks_off()
         panel.legend(frameon=False, fontsize=8)
-    figure.savefig(file.with_suffix(".png"), dpi=110)
+    figure.savefig(PICTURES / f"{file.stem}.png", dpi=110)
     plt.close(figure)
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from common import ROOT
+from matplotlib.figure import Figure
 from scipy.stats import t
 from sklearn.metrics import roc_auc_score
 
@@ -34,6 +35,7 @@ from dualcaps.explain.rejection import rejection_of, signals
 from dualcaps.explain.scores import score_maps
 from dualcaps.explain.sweep import across, seen_ranges, sweep, sweep_figure
 from dualcaps.inference import predict, run_data
+from dualcaps.models import Intermediates
 from dualcaps.nn import to_unit_range
 from dualcaps.plots import image_rows, png
 from dualcaps.runs.files import write_bytes
@@ -63,6 +65,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=steps, default=steps, help="leave the other steps out")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "seeing")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "seeing")
+    parser.add_argument("--pictures", type=Path, default=ROOT / "docs" / "images" / "seeing")
     options = parser.parse_args()
     for seed in range(options.seeds):
         for data in options.data:
@@ -198,6 +201,7 @@ def draw(data: str, options: argparse.Namespace) -> None:
         figures = {
             "maps": image_rows(drawn, titles),
             "poses": pose_space_figure(pose_space(model, with_viewpoints(data, run)), model.classes, most=3),
+            "routing": routing_figure(model, images[:1]),
         }
         if model.decoder is not None:
             label = int(predicted[0])
@@ -205,10 +209,40 @@ def draw(data: str, options: argparse.Namespace) -> None:
             changed = sweep(model, output.poses[0], label, values)
             figures["sweep"] = sweep_figure(changed, values, f"{data}: {model.classes[label]}")
         for name, figure in figures.items():
-            file = options.out / "pictures" / f"{data}-{name}.png"
+            file = options.pictures / f"{data}-{name}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
             write_bytes(file, png(figure))
             print(file, flush=True)
+
+
+def routing_figure(model: Network, image: torch.Tensor) -> Figure:
+    """The couplings of the three longest classes over the grid, and all lengths, after each routing iteration."""
+    with torch.no_grad():
+        found = model(image, intermediates=True)
+    assert isinstance(found, Intermediates)
+    rows, columns = found.features.shape[2:]
+    longest = found.lengths[0].topk(3).indices.tolist()
+    steps = found.iterations
+    most = max(float(step.couplings[0, longest].max()) for step in steps)
+    figure = Figure((2.2 * (len(steps) + 1), 8), layout="constrained")
+    axes = figure.subplots(4, len(steps) + 1)
+    axes[0, 0].imshow(image[0].mean(dim=0), cmap="gray")
+    axes[0, 0].set_title("image")
+    for place, label in enumerate(longest):
+        for number, step in enumerate(steps):
+            axes[place, number + 1].imshow(step.couplings[0, label].reshape(rows, columns), vmin=0, vmax=most)
+            axes[place, number + 1].set_title(f"{model.classes[label]}, iteration {number + 1}", fontsize=9)
+    for number, step in enumerate(steps):
+        lengths = step.parents[0].norm(dim=1)
+        axes[3, number + 1].barh(range(len(lengths)), lengths, color=["C1" if n in longest else "C0" for n in range(10)])
+        axes[3, number + 1].set(xlim=(0, 1), title="lengths")
+        axes[3, number + 1].invert_yaxis()
+        axes[3, number + 1].set_yticks(range(len(lengths)), model.classes if number == 0 else [""] * len(lengths))
+    for ax in axes[:, 0][1:]:
+        ax.set_visible(False)
+    for ax in axes[:3].flat:
+        ax.set_axis_off()
+    return figure
 
 
 def _over(images: torch.Tensor, maps: torch.Tensor) -> np.ndarray:

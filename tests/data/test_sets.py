@@ -7,6 +7,7 @@ import corpus
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from dualcaps import DataError, ImageDataset, load_data
 from dualcaps.data.load import check_data, data_state, inspect_source
@@ -80,6 +81,7 @@ def norb_files(*, packed: bool, known: bool = True) -> tuple[dict[str, bytes], n
     pairs = random.integers(0, 256, (count, 2, 96, 96), dtype=np.uint8)
     classes = (np.arange(count) % 5).astype(np.int32)
     info = np.zeros((count, 4), np.int32)
+    info[:, 0] = np.arange(count) // 5 % 4
     info[:, 1], info[:, 2] = np.arange(count) // 5 % 9, np.arange(count) // 45 * 2
     unknown = np.full_like(info, -1)
     arrays = [pairs, classes, info if known else unknown, pairs[::-1], classes[::-1].copy(), info[::-1]]
@@ -158,15 +160,17 @@ def test_smallnorb_without_known_viewpoints_is_named(tmp_path: Path):
 
 @pytest.fixture
 def coil(tmp_path: Path) -> Path:
-    """The folder form: each picture's grey tells object and view."""
-    from PIL import Image
+    return write_coil(tmp_path)
 
-    folder = tmp_path / "coil-20" / "coil-20-proc"
-    folder.mkdir(parents=True)
+
+def write_coil(folder: Path) -> Path:
+    """The folder form of COIL-20, in a folder: each picture's grey tells object and view."""
+    pictures = folder / "coil-20" / "coil-20-proc"
+    pictures.mkdir(parents=True)
     for number in range(20):
         for view in range(72):
-            Image.new("L", (128, 128), number * 10 + view // 8).save(folder / f"obj{number + 1}__{view}.png")
-    return tmp_path
+            Image.new("L", (128, 128), number * 10 + view // 8).save(pictures / f"obj{number + 1}__{view}.png")
+    return folder
 
 
 def test_coil_20(coil: Path):

@@ -1,7 +1,5 @@
 """timm's backbones as trunks, with timm itself."""
 
-import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -11,6 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 from cli.messages import assert_one_line
+from support import import_timm
 
 from dualcaps import ModelError, create_model, load_model
 from dualcaps.runs.run import Run
@@ -18,18 +17,7 @@ from dualcaps.runs.run import Run
 
 @pytest.fixture(scope="module")
 def timm() -> ModuleType:
-    """The library; beside a CPU build of torch, PyPI's torchvision is imported only once its operators are declared."""
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for _ in range(20):
-        try:
-            return pytest.importorskip("timm")
-        except RuntimeError as error:
-            if (missing := re.search(r"operator torchvision::(\w+) does not exist", str(error))) is None:
-                raise
-            library.define(f"{missing[1]}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-            for name in [name for name in sys.modules if name.partition(".")[0] in ("timm", "torchvision")]:
-                del sys.modules[name]
-    raise AssertionError("torchvision cannot be imported")
+    return import_timm()
 
 
 @pytest.mark.parametrize(("backbone", "shape"), [("resnet18", (3, 64, 64)), ("convnext_atto", (1, 40, 56))])

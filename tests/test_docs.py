@@ -307,7 +307,7 @@ def test_the_file_maps_name_every_module():
 def test_the_site_is_built_without_a_warning_and_asks_nobody_else(tmp_path: Path):
     pytest.importorskip("mkdocs")
     site = tmp_path / "site"
-    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", site]
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", site]
     built = subprocess.run([*map(str, build)], cwd=ROOT, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stderr
     assert "create_model" in (site / "api.html").read_text(encoding="utf-8")

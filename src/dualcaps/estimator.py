@@ -41,7 +41,12 @@ class CapsNetClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
 
     Args:
         model: a registered network.
-        epochs, batch_size, lr, optimizer, augment, device: as in `TrainConfig`.
+        epochs: passes over the training images.
+        batch_size: images in a training step.
+        lr: learning rate; by default the optimizer's.
+        optimizer: adam, adamw or sgd.
+        augment: changes of the training images, as in `TrainConfig`.
+        device: auto, cpu, cuda, …
         switches: fields of `ModelConfig` and options of the network, such as {"width": 32, "iterations": 2}.
         image_shape: (H, W) or (H, W, C) of features; with `channels_first` (C, H, W).
         channels_first: whether images of four axes are [n, C, H, W].

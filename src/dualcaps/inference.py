@@ -274,7 +274,8 @@ def predict(
         model: the network, on any device; it is left in evaluation mode.
         images: what `dualcaps.data.convert.images_from` takes: a tensor, array or list of images, uint8 from 0 to 255
             or floats in [0, 1], channels first or last; one image; PIL images.
-        precision, batch_size: see `run_batches`.
+        precision: number type of the layers, see `run_batches`.
+        batch_size: images at once, see `run_batches`.
         tta: test-time augmentation: the mean over changed images, see `dualcaps.data.augment.test_time_views`.
 
     Returns:
@@ -381,8 +382,11 @@ def evaluate(
     names, otherwise by number.
 
     Args:
-        model, precision, batch_size, tta: see `predict`.
+        model: the network.
         split: the images and labels.
+        precision: number type of the layers, see `run_batches`.
+        batch_size: images at once, see `run_batches`.
+        tta: test-time augmentation, see `predict`.
 
     Raises:
         DataError: no images, or labels of unknown classes.

@@ -69,7 +69,9 @@ def cross_entropy(
 
     Args:
         probabilities: they sum to 1 over the classes.
-        labels, label_smoothing, class_weight: as in `margin_loss`.
+        labels: as in `margin_loss`.
+        label_smoothing: as in `margin_loss`.
+        class_weight: as in `margin_loss`.
 
     Returns:
         The mean over the batch.

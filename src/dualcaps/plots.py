@@ -241,7 +241,7 @@ def pose_scatter(
     axes = axes[: 1 + len(by_azimuth)]
     for axis in axes:
         axis.set(xticks=[], yticks=[])
-    classes = list(dict.fromkeys(names))
+    classes = sorted({*names})
     colours = mpl.colormaps["tab10" if len(classes) <= 10 else "tab20"]
     for number, name in enumerate(classes):
         own = np.array([other == name for other in names])

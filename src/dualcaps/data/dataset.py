@@ -172,8 +172,12 @@ class ImageDataset:
                 or other numbers with `value_range`; an array, a tensor or a list.
             y: labels: whole numbers, names or booleans.
             classes: names in the order of the labels 0, 1, …; by default the sorted distinct labels.
-            x_validation, y_validation, x_test, y_test: further parts; those that are missing are split off.
-            validation, test: the share of the training images split off, above 0 and below 1.
+            x_validation: images of the validation part; without it, a part of the training images is split off.
+            y_validation: their labels.
+            x_test: images of the test part; without it, a part of the training images is split off.
+            y_test: their labels.
+            validation: the share of the training images split off for validation, above 0 and below 1.
+            test: the share split off for the test, above 0 and below 1.
             split_seed: seed of the choice.
             value_range: the pixel values that stand for black and white.
             channels_last: position of the channels, if it does not follow from the shape.
@@ -239,7 +243,8 @@ class ImageDataset:
 
         Args:
             dataset: of rows with an image and a label.
-            image_column, label_column: the columns' names; by default image or img, and label, labels or fine_label.
+            image_column: the column of the images; by default image or img.
+            label_column: the column of the labels; by default label, labels or fine_label.
             **options: as in `from_arrays`.
 
         Raises:

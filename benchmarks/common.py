@@ -163,6 +163,11 @@ def environment(name: str, packages: Sequence[str]) -> Path:
     return python
 
 
+def in_half_precision(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights in half the space."""
+    return {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
+
+
 def place(name: str) -> torch.device:
     """The device to measure."""
     return choose_device(name)

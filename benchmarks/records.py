@@ -21,7 +21,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from common import ROOT
 from safetensors.torch import save_file
 
@@ -108,8 +107,7 @@ def keep(run: Run, data: str, folder: Path) -> None:
         if data == "cifar-10":
             write_json(draft / WITHOUT_LOSSY, {"test_accuracy": _without_lossy(run)})
     if run.path.name == "da-capsnet-r-seed0":
-        weights = {name: _half(tensor) for name, tensor in run.weights().items()}
-        save_file(weights, folder / f"{run.path.name}.safetensors")
+        save_file(in_half_precision(run.weights()), folder / f"{run.path.name}.safetensors")
 
 
 def write(data: str, folder: Path) -> None:
@@ -173,10 +171,6 @@ def _session(run: Run) -> str:
     threads = f"{session['threads']} thread{'s' * (session['threads'] > 1)}"
     software = f"torch {versions['torch']}, commit {session['commit'][:9]}"
     return f"{session['processor']}, {threads}, {session['precision']}, {software}"
-
-
-def _half(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.half() if tensor.is_floating_point() else tensor
 
 
 if __name__ == "__main__":

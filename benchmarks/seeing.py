@@ -234,7 +234,8 @@ def routing_figure(model: Network, image: torch.Tensor) -> Figure:
             axes[place, number + 1].set_title(f"{model.classes[label]}, iteration {number + 1}", fontsize=9)
     for number, step in enumerate(steps):
         lengths = step.parents[0].norm(dim=1)
-        axes[3, number + 1].barh(range(len(lengths)), lengths, color=["C1" if n in longest else "C0" for n in range(10)])
+        colours = ["C1" if label in longest else "C0" for label in range(len(lengths))]
+        axes[3, number + 1].barh(range(len(lengths)), lengths, color=colours)
         axes[3, number + 1].set(xlim=(0, 1), title="lengths")
         axes[3, number + 1].invert_yaxis()
         axes[3, number + 1].set_yticks(range(len(lengths)), model.classes if number == 0 else [""] * len(lengths))

@@ -83,9 +83,12 @@ def preprocessing(model: Network) -> str:
     channels, height, width = model.config.image_shape
     black, white = model.value_range or (0, 255)
     kind = "grey" if channels == 1 else "colour" if channels == 3 else f"{channels}-channel"
+    scaled = (
+        "" if (black, white) == (0, 255) else f", where 0 stands for {black:g} in the original and 255 for {white:g}"
+    )
     return (
-        f"{kind} images of {height}x{width} pixels, values from {black:g} (black) to {white:g} (white) brought to 0 to "
-        "255 as uint8; all else is done in the network"
+        f"{kind} images of {height}x{width} pixels, uint8 from 0 (black) to 255 (white){scaled}; all else is done in "
+        "the network"
     )
 
 

@@ -36,7 +36,7 @@ pipeline_tag: image-classification
 ```python
 import dualcaps
 
-model = dualcaps.from_pretrained("FOLDER")
+model = dualcaps.{{ load }}
 lengths = dualcaps.predict(model, images)  # [images, classes]
 ```
 
@@ -76,12 +76,18 @@ def facts_of(run: Run, model: Network, *, licence: str | None = None) -> dict[st
     }
 
 
-def model_card(facts: Mapping[str, Any]) -> str:
-    """The model card, in Markdown, from the result of `facts_of`."""
+def model_card(facts: Mapping[str, Any], *, load: str = 'from_pretrained("FOLDER")') -> str:
+    """The model card, in Markdown.
+
+    Args:
+        facts: the result of `facts_of`.
+        load: the call that loads the network, for the card's example.
+    """
     measured = "not measured, as the training is not finished"
     if facts["accuracy"] is not None:
         accuracy, images, seed = 100 * facts["accuracy"], facts["images"]["test"], facts["seed"]
         measured = f"{accuracy:.2f} % of {images:,} images, one training (seed {seed})"
         if facts["test_time_augmentation"] != "none":
-            measured += f", with test-time augmentation ({facts['test_time_augmentation']}), which predict does not do"
-    return _CARD.render(**facts, measured=measured, protocols=_PROTOCOLS)
+            way = facts["test_time_augmentation"]
+            measured += f', with test-time augmentation, `predict(..., tta="{way}")`'
+    return _CARD.render(**facts, measured=measured, protocols=_PROTOCOLS, load=load)

@@ -1,5 +1,6 @@
 """timm's backbones as trunks, with timm itself."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType

@@ -15,6 +15,8 @@ from dualcaps import RunError
 from dualcaps.study import paper
 from dualcaps.study.records import Records, write_records
 from dualcaps.study.report import write_report
+from dualcaps.study.report.tables import points
+from dualcaps.study.statistics import Interval
 
 VOID = ("meta", "link", "img", "br")
 FOUR = ("capsnet", "capsnet-conv-att", "capsnet-caps-att", "da-capsnet")
@@ -116,7 +118,7 @@ def test_every_printed_number_has_a_verdict_and_every_section_something_to_say(r
     with (reported / "findings.csv").open() as file:
         findings = list(csv.DictReader(file))
     assert len(findings) == len(paper.PRINTED)
-    verdicts = {"reproduced", "not reproduced", "inconclusive", "not run"}
+    verdicts = {"exceeds", "direction only", "inconclusive", "not run"}
     assert {line["verdict"] for line in findings} == verdicts
     assert all(line["files"] == "JPEG copy" for line in findings if line["data"] == "cifar-10")
     accuracies = {(line["data"], line["network"]): line for line in findings if line["quantity"] == "accuracy"}
@@ -131,11 +133,11 @@ def test_every_printed_number_has_a_verdict_and_every_section_something_to_say(r
 
 def test_gains_are_in_bold_only_where_the_interval_leaves_zero_out(tmp_path: Path):
     members = [
-        record(network, "fashion-mnist", "paper", seed, [base + seed])
+        record(network, "fashion-mnist", "clean", seed, [base + seed])
         for network, base in (("capsnet", 80), ("da-capsnet", 82))
         for seed in range(3)
     ]
-    members += [record("capsnet-conv-att", "fashion-mnist", "paper", seed, [a]) for seed, a in enumerate((70, 90, 84))]
+    members += [record("capsnet-conv-att", "fashion-mnist", "clean", seed, [a]) for seed, a in enumerate((70, 90, 84))]
     write_report([write_folder(tmp_path / "records", members)], tmp_path / "out")
     text = (tmp_path / "out" / "RESULTS.md").read_text()
     assert "**+2.00 (all alike, n = 3)**" in text
@@ -213,7 +215,7 @@ def test_names_of_own_data_stay_what_they_are(tmp_path: Path):
 
 def test_all_controls_for_the_parameters_stand_beside_the_gain(tmp_path: Path):
     members = [
-        record(network, seed=seed, accuracies=[accuracy + seed], parameters=parameters)
+        record(network, protocol="clean", seed=seed, accuracies=[accuracy + seed], parameters=parameters)
         for network, accuracy, parameters in (
             ("capsnet", 80, 100),
             ("da-capsnet", 90, 1000),
@@ -242,18 +244,19 @@ def test_runs_that_never_left_chance_are_named(tmp_path: Path):
 
 
 def test_a_zero_difference_has_no_minus_sign(tmp_path: Path):
-    members = [record("capsnet", seed=seed, accuracies=[80.004]) for seed in range(3)]
-    members += [record("da-capsnet", seed=seed, accuracies=[80.0 + seed * 2e-3]) for seed in range(3)]
+    members = [record("capsnet", protocol="clean", seed=seed, accuracies=[80.004]) for seed in range(3)]
+    members += [record("da-capsnet", protocol="clean", seed=seed, accuracies=[80.0 + seed * 2e-3]) for seed in range(3)]
     write_report([write_folder(tmp_path / "records", members)], tmp_path / "out")
     text = (tmp_path / "out" / "RESULTS.md").read_text()
     assert "+0.00 (−0.01 to +0.00, n = 3)" in text  # a bound's sign tells on which side of zero it is
 
 
 def test_a_control_is_compared_with_runs_of_the_same_seeds(tmp_path: Path):
-    members = [record("capsnet", seed=seed, accuracies=[80 + seed]) for seed in range(5)]
+    members = [record("capsnet", protocol="clean", seed=seed, accuracies=[80 + seed]) for seed in range(5)]
     rounded = 1e-4  # as records round accuracies of few images
     members += [
-        record("capsnet, iterations 1", seed=seed, accuracies=[85 + seed + rounded * (seed == 2)]) for seed in (1, 2)
+        record("capsnet, iterations 1", protocol="clean", seed=seed, accuracies=[85 + seed + rounded * (seed == 2)])
+        for seed in (1, 2)
     ]
     write_report([write_folder(tmp_path / "records", members)], tmp_path / "out")
     text = (tmp_path / "out" / "RESULTS.md").read_text()
@@ -361,3 +364,8 @@ def test_a_damaged_picture_is_named(reported: Path, tmp_path: Path):
         picture.write_bytes(b"no picture")
     with pytest.raises(RunError, match=r"input\.png: cannot be read"):
         write_report([reported], tmp_path / "again")
+
+
+def test_an_interval_wider_than_the_scale_is_left_out():
+    assert points(Interval(3.0, -60.0, 66.0, 2)) == "+3.00 (n too small, n = 2)"
+    assert points(Interval(3.0, -40.0, 46.0, 3)) == "+3.00 (−40.00 to +46.00, n = 3)"

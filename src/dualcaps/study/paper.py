@@ -65,15 +65,11 @@ _WEAKER_SQUASH = variant("capsnet", squash_constant=1.0)
 
 
 def _table_1() -> list[Printed]:
+    """Without those of `capsnet` with the paper's squash, which Table 2 prints again."""
     numbers = []
-    for data, weaker, stronger, gain in (
-        ("cifar-10", 82.45, 82.95, 0.50),
-        ("fashion-mnist", 90.82, 92.41, 1.59),
-        ("svhn", 90.78, 91.36, 0.58),
-    ):
+    for data, weaker, gain in (("cifar-10", 82.45, 0.50), ("fashion-mnist", 90.82, 1.59), ("svhn", 90.78, 0.58)):
         numbers += [
             Printed("Table 1", DataKey(data), _WEAKER_SQUASH, "accuracy", weaker),
-            Printed("Table 1", DataKey(data), CAPSNET, "accuracy", stronger),
             Printed("Table 1", DataKey(data), CAPSNET, "gain", gain, _WEAKER_SQUASH),
         ]
     return numbers
@@ -127,6 +123,7 @@ PRINTED: tuple[Printed, ...] = (*_table_1(), *_table_2(), *_table_4(), *_figure_
 CONTRADICTIONS: tuple[str, ...] = (
     "The abstract has DA-CapsNet reach 100 % on MNIST after 8 epochs, the text about Fig. 10 after 10.",
     "COIL-20: a gain of 1.16 points is claimed three times, the printed accuracies (98.38 and 100) differ by 1.62.",
+    "COIL-20: 98.38 % is no share of 72 or of 144 test images (71 of 72 are 98.61 %, 141 of 144 are 97.92 %).",
     'COIL-20: the "top ten categories" are used, the CNN has a 20-way softmax.',
     "Table 3 lists a Conv2D(256, 3×3) for 32×32 images, which gives 8×8×256; the text says [10, 10, 128].",
     'Conv-Attention: the text adds "u3 and u2", Eq. 11 adds u_pc and u3.',

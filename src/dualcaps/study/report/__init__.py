@@ -18,7 +18,8 @@ from dualcaps.study.report.figures import keep_strips
 from dualcaps.study.report.page import make_page
 from dualcaps.study.report.sections import compares_with_paper, compose
 from dualcaps.study.report.tables import files_of
-from dualcaps.study.statistics import Finding, cells, judge
+from dualcaps.study.statistics import cells
+from dualcaps.study.verdicts import Finding, PValues, judge
 
 FINDINGS = "findings.csv"
 
@@ -65,7 +66,7 @@ def write_report(sources: Sequence[str | Path], out: str | Path) -> Written:
         raise RunError(f"{out}: holds something else than a report: choose a new folder with --out")
     records = dataclasses.replace(records, copies=read_copies(out) | {**records.copies})
     table = cells(records)
-    findings = [judge(printed, table, records.copies) for printed in paper.PRINTED]
+    findings = judge(paper.PRINTED, table, records.copies)
     text, pictures = compose(records, table, findings)
     page = make_page(text, pictures)
     (out / "figures").mkdir(parents=True, exist_ok=True)
@@ -91,6 +92,7 @@ def _write_findings(file: Path, findings: Sequence[Finding], records: Records) -
     columns = [
         *("where", "data", "files", "network", "quantity", "baseline", "printed", "protocol", "epochs", "n"),
         *("ours", "std", "difference", "low", "high", "verdict", "reason"),
+        *(f"p_{test}{kind}" for kind in ("", "_adjusted") for test in PValues._fields),
     ]
     lines = []
     for finding in findings:
@@ -107,6 +109,11 @@ def _write_findings(file: Path, findings: Sequence[Finding], records: Records) -
                 *(str(printed.value), finding.protocol, str(finding.epochs or "")),
                 *("" if number is None else f"{number:.4f}".rstrip("0").rstrip(".") for number in numbers),
                 *(finding.verdict, finding.reason),
+                *(
+                    "" if value is None else f"{value:.3g}"
+                    for values in (finding.raw, finding.adjusted)
+                    for value in values or [None] * len(PValues._fields)
+                ),
             ]
         )
     write_csv(file, columns, lines)

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from dualcaps.study.report.figures import Picture
-
-_VERDICTS = ("not reproduced", "reproduced", "inconclusive", "not run")
+from dualcaps.study.verdicts import VERDICTS
 
 
 class _Heading(NamedTuple):
@@ -70,7 +69,7 @@ def make_page(text: str, pictures: Sequence[Picture]) -> str:
 
 def _verdict_of(cell: Sequence[Any]) -> str | None:
     text = cell[0].content if cell else ""
-    return next((verdict for verdict in _VERDICTS if re.match(rf"{verdict}(:|$)", text)), None)
+    return next((verdict for verdict in VERDICTS if re.match(rf"{verdict}(:|$)", text)), None)
 
 
 def _data_url(picture: Picture) -> str:

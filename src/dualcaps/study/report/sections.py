@@ -37,11 +37,13 @@ from dualcaps.study.report.tables import (
     mean_and_std,
     named,
     networks_of,
+    p_values,
     plain,
     points,
     verdict_text,
 )
-from dualcaps.study.statistics import RULE, Cell, Cells, Finding, accuracy, difference, epochs_to, first_five
+from dualcaps.study.statistics import Cell, Cells, accuracy, epochs_to, first_five, gain, paired_difference
+from dualcaps.study.verdicts import RULE, VERDICTS, Finding
 
 SHARED = variant("da-capsnet", caps_attention="shared")
 _COIL = DataKey("coil-20")
@@ -95,15 +97,13 @@ def _opening(records: Records, findings: Sequence[Finding]) -> str:
     if not compares_with_paper(findings):
         return f"# Networks compared\n\n**{finished}.** {units}"
     counts = Counter(finding.verdict for finding in findings)
-    verdicts = ", ".join(
-        f"{counts[verdict]} {verdict}" for verdict in ("reproduced", "not reproduced", "inconclusive", NOT_RUN)
-    )
+    verdicts = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
     lines = [
         "# DA-CapsNet, run again",
         'The numbers that Huang & Zhou, "DA-CapsNet: dual attention mechanism capsule network" (Scientific Reports '
         "10, 11383, 2020) print of their results, with ours beside them. The authors published no code; where the text "
         "is silent, the numbered decisions at the end say what was done.",
-        f"**{finished}; of {len(findings)} printed numbers: {verdicts}.** {units}",
+        f"**{finished}. Verdicts on {len(findings)} printed numbers: {verdicts}.** {units}",
     ]
     return "\n\n".join(lines)
 
@@ -171,7 +171,7 @@ def _attention(records: Records, table: Cells) -> str:
 def _gain(ours: Cell | None, baseline: Cell | None) -> str:
     if ours is None or baseline is None:
         return NOT_RUN
-    return points(difference(ours.values(accuracy), baseline.values(accuracy)))
+    return points(gain(ours, baseline, accuracy))
 
 
 def _widened(table: Cells, data: DataKey, protocol: str) -> Cell | None:
@@ -207,11 +207,12 @@ def _printed_table(where: str, findings: Sequence[Finding], records: Records, ta
                     NOT_RUN if finding.difference is None else points(finding.difference, count=False),
                     str(finding.epochs or ""),
                     verdict_text(finding),
+                    *p_values(finding),
                 ]
             )
     head = [
         *("data", "network", "printed", "ours, `paper`", "ours, `clean`"),
-        *("ours − printed", "epochs", "verdict"),
+        *("ours − printed", "epochs", "verdict", "p, equal", "p, different"),
     ]
     missing = (
         "\n\nOur copy of the paper's text lacks the numbers of the CNN on CIFAR-10, SVHN and Fashion-MNIST."
@@ -235,7 +236,7 @@ def _ours(table: Cells, printed: Printed, protocol: str) -> str:
     if not cell or (printed.baseline and not baseline) or (of is first_five and cell.epochs < 5):
         return NOT_RUN
     if baseline:
-        return points(difference(cell.values(of), baseline.values(of)))
+        return points(gain(cell, baseline, of))
     return mean_and_std(cell, of)
 
 
@@ -361,7 +362,7 @@ def _errors(records: Records, table: Cells) -> str:
         errors = [mean_and_std(drawing[n], _grey_levels) if n in drawing else NOT_RUN for n in FOUR]
         gap = NOT_RUN
         if CAPSNET in drawing and DA_CAPSNET in drawing:
-            gap = points(difference(*(drawing[n].values(_grey_levels) for n in (DA_CAPSNET, CAPSNET))))
+            gap = points(gain(drawing[DA_CAPSNET], drawing[CAPSNET], _grey_levels))
         rows.append([named(data, records), protocol, *errors, gap])
     head = ["data", "protocol", *map(str, FOUR), "da-capsnet less capsnet"]
     return markdown_table(head, rows) if rows else ""
@@ -387,16 +388,28 @@ def _controls(records: Records, table: Cells) -> str:
                     mean_and_std(cell),
                     f"{usual} {mean_and_std(_same_seeds(baseline, cell))}" if baseline else f"{usual} {NOT_RUN}",
                     _gain(cell, baseline),
+                    *_drawn(cell, baseline),
                 ]
             )
-    head = ["data", "protocol", "network", "parameters", "accuracy", "instead of", "difference"]
+    head = [
+        *("data", "protocol", "network", "parameters", "accuracy", "instead of", "difference"),
+        *("reconstruction error", "difference"),
+    ]
     text = (
         "## Controls\n\nWhat the paper did not try. With `iterations 1` all couplings are equal: routing does nothing. "
         "`gate sigmoid` is squeeze and excitation in place of the tanh gates with a residual; `gate additive` adds "
         "what the gates' layers answer, which is no attention; `width` widens `capsnet` to the parameters of "
-        "`da-capsnet` and lowers its learning rate in proportion; `update replace` is the Keras example's routing."
+        "`da-capsnet` and lowers its learning rate in proportion; `update replace` is the Keras example's routing. "
+        "Reconstruction errors are root mean squares in grey levels of 255, where they were recorded."
     )
     return f"{text}\n\n{markdown_table(head, rows)}" if rows else ""
+
+
+def _drawn(cell: Cell, baseline: Cell | None) -> tuple[str, str]:
+    """The reconstruction error, and how much larger it is than the baseline's."""
+    known = [every is not None and all(r.reconstruction_error for r in every.records) for every in (cell, baseline)]
+    error = mean_and_std(cell, _grey_levels) if known[0] else ""
+    return error, points(gain(cell, baseline, _grey_levels)) if baseline and all(known) else ""
 
 
 def _same_seeds(cell: Cell, other: Cell) -> Cell:
@@ -411,7 +424,7 @@ def _protocols(records: Records, table: Cells) -> str:
         for network in in_order({n for d, n, _ in table if d == data}, NETWORKS):
             paper_cell, clean_cell = (table.get((data, network, protocol)) for protocol in PROTOCOLS)
             if paper_cell and clean_cell and paper_cell.records[0].condition == clean_cell.records[0].condition:
-                gap = difference(paper_cell.values(accuracy), clean_cell.values(accuracy))
+                gap = paired_difference(paper_cell.values(accuracy), clean_cell.values(accuracy))
                 rows.append(
                     [
                         *(named(data, records), str(network), str(paper_cell.epochs)),

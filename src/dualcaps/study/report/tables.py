@@ -9,7 +9,8 @@ from typing import TypeVar
 
 from dualcaps.study.experiments.card import CAPS_ATT, CAPSNET, CNN, CONV_ATT, DA_CAPSNET, DataKey, Variant
 from dualcaps.study.records import Record, Records
-from dualcaps.study.statistics import Cell, Cells, Finding, Interval, accuracy, spread
+from dualcaps.study.statistics import Cell, Cells, Interval, accuracy, spread
+from dualcaps.study.verdicts import Finding
 
 _Key = TypeVar("_Key", DataKey, Variant)
 
@@ -21,6 +22,8 @@ DATA = (
     *(DataKey("coil-20", "views"), DataKey("digits")),
 )
 NETWORKS = (CNN, CAPSNET, CONV_ATT, CAPS_ATT, DA_CAPSNET, Variant("sabour-capsnet"))
+
+_WIDEST = 100.0  # points, which is the scale
 
 
 def conditions(table: Cells) -> list[tuple[DataKey, str]]:
@@ -68,11 +71,13 @@ def mean_and_std(cell: Cell, of: Callable[[Record], float] = accuracy) -> str:
 
 
 def points(interval: Interval, *, count: bool = True) -> str:
-    """A difference in points with its interval, in bold if the interval excludes zero."""
+    """A difference in points with its interval: in bold if it excludes zero, left out if it is wider than the scale."""
     n = f", n = {interval.n}" if count else ""
     mean = f"{round(interval.mean, 2) + 0.0:+.2f}".replace("-", "−")  # + 0.0 turns -0.0 into 0.0
     if math.isinf(interval.low):
         return f"{mean} (n = {interval.n})"
+    if interval.high - interval.low > _WIDEST:
+        return f"{mean} (n too small, n = {interval.n})"
     alike = math.isclose(interval.low, interval.high, abs_tol=2e-3)  # records keep six digits
     bounds = "all alike" if alike else f"{interval.low:+.2f} to {interval.high:+.2f}".replace("-", "−")
     text = f"{mean} ({bounds}{n})"
@@ -88,6 +93,20 @@ def between(numbers: Sequence[int]) -> str:
 def verdict_text(finding: Finding) -> str:
     """A verdict with its reason."""
     return f"{finding.verdict}: {finding.reason}" if finding.reason else finding.verdict
+
+
+def p_values(finding: Finding) -> tuple[str, str]:
+    """The p-values of equality and difference, as they are and adjusted."""
+    if finding.raw is None or finding.adjusted is None:
+        return "", ""
+    equal, different = (
+        f"{_p(raw)} ({_p(adjusted)})" for raw, adjusted in zip(finding.raw[:2], finding.adjusted[:2], strict=True)
+    )
+    return equal, different
+
+
+def _p(value: float) -> str:
+    return "<0.001" if value < 0.001 else f"{value:.2g}"
 
 
 def file_name(data: DataKey) -> str:

@@ -35,7 +35,7 @@ from dualcaps import load_model, predict
 from dualcaps.inference import choose_precision, run_data
 from dualcaps.runs.run import Run
 
-BATCH, WAIT_MS = 64, 2
+BATCH, PEER_WAIT = 64, 0.002
 IMAGES = 100
 MALFORMED, SLOW, VANISHING = 1_000, 50, 200
 REQUESTS, WARMED_UP = 20_000, 2_000
@@ -64,9 +64,9 @@ def main() -> None:
     ours = (sys.executable, "-m", "dualcaps", "serve", options.run, "--batch-size")
     litserve = (peer, Path(__file__).with_name("peer_litserve.py"), options.run)
     services = {
-        "dualcaps, batches": lambda port: [*ours, BATCH, "--wait-ms", WAIT_MS, "--port", port],
-        "dualcaps, one by one": lambda port: [*ours, 1, "--wait-ms", 0, "--port", port],
-        "LitServe, batches": lambda port: [*litserve, port, BATCH, WAIT_MS / 1000],
+        "dualcaps, batches": lambda port: [*ours, BATCH, "--port", port],
+        "dualcaps, one by one": lambda port: [*ours, 1, "--port", port],
+        "LitServe, batches": lambda port: [*litserve, port, BATCH, PEER_WAIT],
         "LitServe, one by one": lambda port: [*litserve, port, 1, 0],
     }
     for connections in options.connections:

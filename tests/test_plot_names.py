@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dualcaps.plots import (
-    accuracy_bands,
+    accuracy_curves,
     confusion_matrix,
     image_rows,
     labelled_images,
@@ -62,7 +62,7 @@ PICTURES: dict[str, Callable[[list[str]], Any]] = {
     "rows": lambda names: image_rows({names[0]: np.zeros((len(names), 3, 3, 1))}, names, names[0]),
     "captions": lambda names: labelled_images(np.zeros((len(names), 3, 3, 1)), names),
     "curves": lambda names: learning_curves(HISTORY, "test", 2, " ".join(names)[:60]),
-    "bands": lambda names: accuracy_bands({name[:40]: np.array([[80.0, 90.0]]) for name in names}),
+    "bands": lambda names: accuracy_curves({name[:40]: np.array([[80.0, 90.0]]) for name in names}),
     "strips": lambda names: strip_rows({name: np.zeros((4, 30, 3), np.uint8) for name in names}),
 }
 

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from dualcaps import plots
-from dualcaps.plots import accuracy_bands, image_rows, image_strip, learning_curves, png, strip_rows, svg
+from dualcaps.plots import accuracy_curves, image_rows, image_strip, learning_curves, png, strip_rows, svg
 
 
 def history(selection: str) -> list[dict[str, float]]:
@@ -38,22 +38,27 @@ def test_image_rows_show_each_image_under_its_title():
     np.testing.assert_allclose(figure.axes[5].images[0].get_array(), colour[2])
 
 
-def test_bands_are_mean_and_standard_deviation_over_the_runs():
+def test_curves_are_the_median_with_each_run_behind_it():
     runs = np.array([[80.0, 90.0], [82.0, 94.0], [81.0, 92.0]])
-    (axes,) = accuracy_bands({"capsnet": runs, "cnn": runs[:1]}).axes
-    np.testing.assert_allclose(axes.lines[0].get_ydata(), [81, 92])
-    band = np.asarray(axes.collections[0].get_paths()[0].vertices)
-    assert len(axes.collections) == 1  # one run has no spread
-    np.testing.assert_allclose((band[:, 1].min(), band[:, 1].max()), (80, 94))
+    (axes,) = accuracy_curves({"capsnet": runs, "cnn": runs[:1]}).axes
+    drawn = [np.asarray(line.get_ydata()).tolist() for line in axes.lines]
+    assert drawn == [[81, 92], *runs.tolist(), [80, 90]]  # a single run is its own median
     legend = axes.get_legend()
     assert legend is not None
     assert [text.get_text() for text in legend.get_texts()] == ["capsnet", "cnn"]
 
 
+def test_a_run_that_failed_does_not_press_the_others_together():
+    good, failed = np.array([[80.0, 84.0, 86.0]]), np.array([[20.0, 20.0, 20.0]])
+    (alone,) = accuracy_curves({"capsnet": good, "cnn": good}).axes
+    (beside,) = accuracy_curves({"capsnet": good, "cnn": np.concatenate([good, failed])}).axes
+    assert beside.get_ylim() == alone.get_ylim()
+
+
 def test_a_network_has_the_same_colour_in_all_pictures():
     runs = np.array([[80.0, 90.0]])
-    (axes,) = accuracy_bands({"capsnet": runs, "da-capsnet": runs, "cnn": runs}).axes
-    (fewer,) = accuracy_bands({"of my own": runs, "da-capsnet": runs}).axes
+    (axes,) = accuracy_curves({"capsnet": runs, "da-capsnet": runs, "cnn": runs}).axes
+    (fewer,) = accuracy_curves({"of my own": runs, "da-capsnet": runs}).axes
     colours = [line.get_color() for line in axes.lines]
     assert len(set(colours)) == 3
     assert fewer.lines[1].get_color() == colours[1] != fewer.lines[0].get_color()
@@ -61,7 +66,7 @@ def test_a_network_has_the_same_colour_in_all_pictures():
 
 def test_an_svg_is_the_same_each_time():
     runs = np.array([[80.0, 90.0], [82.0, 94.0]])
-    first, second = (svg(accuracy_bands({"a": runs})) for _ in range(2))
+    first, second = (svg(accuracy_curves({"a": runs})) for _ in range(2))
     assert first == second
     assert first.startswith(b"<?xml")
 
@@ -91,7 +96,7 @@ def test_any_class_name_can_be_drawn():
         plots.labelled_images(images, NAMES),
         plots.confusion_matrix(confusion, NAMES),
         plots.learning_curves(history, "test", 1, NAMES[4]),
-        plots.accuracy_bands({name: np.full((2, 3), 50.0) for name in NAMES}),
+        plots.accuracy_curves({name: np.full((2, 3), 50.0) for name in NAMES}),
     ):
         assert plots.png(figure).startswith(b"\x89PNG")
         assert b"<svg" in plots.svg(figure)

@@ -50,8 +50,10 @@ def svg(figure: "Figure") -> bytes:
     return content.getvalue()
 
 
-def accuracy_bands(curves: Mapping[str, np.ndarray]) -> "Figure":
-    """Plot accuracy against the epoch: for each name the mean over its runs, with a band of one standard deviation.
+def accuracy_curves(curves: Mapping[str, np.ndarray]) -> "Figure":
+    """Plot accuracy against the epoch: for each name the median over its runs, and each run as a thin line.
+
+    The axis begins where the best run of each name does, so that one that failed does not press the others together.
 
     Args:
         curves: by name, accuracies in % [runs, epochs].
@@ -62,13 +64,12 @@ def accuracy_bands(curves: Mapping[str, np.ndarray]) -> "Figure":
     others = itertools.cycle(colour for name, colour in _COLOURS.items() if name not in curves)
     for name, values in curves.items():
         colour = _COLOURS[name] if name in _COLOURS else next(others, "black")
-        epochs, mean = np.arange(1, values.shape[1] + 1), values.mean(axis=0)
-        axes.plot(epochs, mean, color=colour, label=name, linewidth=1.6, marker="." if len(epochs) < 20 else None)
+        epochs, median = np.arange(1, values.shape[1] + 1), np.median(values, axis=0)
+        axes.plot(epochs, median, color=colour, label=name, linewidth=1.8, marker="." if len(epochs) < 20 else None)
         if len(values) > 1:
-            std = values.std(axis=0, ddof=1)
-            axes.fill_between(epochs, mean - std, np.minimum(mean + std, 100), color=colour, alpha=0.15, linewidth=0)
-        lowest.append(np.quantile(mean, 0.1))
-    top = max(float(values.mean(axis=0).max()) for values in curves.values())
+            axes.plot(epochs, values.T, color=colour, alpha=0.3, linewidth=0.7)
+        lowest.append(np.quantile(values.max(axis=0), 0.1))
+    top = max(float(values.max()) for values in curves.values())
     low = min(*lowest, top - 5)  # the first epochs may be cut off
     axes.set(xlabel="epoch", ylabel="accuracy, %", ylim=(low - 0.1 * (top - low), top + 0.05 * (top - low)))
     if all(values.shape[1] == 1 for values in curves.values()):

@@ -52,6 +52,23 @@ def test_a_batch_waits_no_longer_than_told():
     assert serve(work, lambda items: items, wait=0.0) < 1
 
 
+def test_without_waiting_what_came_meanwhile_is_the_next_batch():
+    batches: list[int] = []
+
+    def slow(items: list[int]) -> list[int]:
+        batches.append(len(items))
+        time.sleep(0.1)
+        return list(items)
+
+    async def work(batcher: Batcher[int, int]) -> None:
+        first = asyncio.create_task(batcher.submit([0]))
+        await asyncio.sleep(0.05)
+        await asyncio.gather(first, *(batcher.submit([number]) for number in range(3)))
+
+    serve(work, slow, wait=0.0)
+    assert batches == [1, 3]
+
+
 def test_a_full_queue_refuses_and_recovers():
     release = threading.Event()
 

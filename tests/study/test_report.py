@@ -106,13 +106,12 @@ def test_every_printed_number_has_a_verdict_and_every_section_something_to_say(r
     for title in (
         *("Accuracy", "Does dual attention help?", "The rule", "Table 1", "Table 2", "Table 4", "Fig. 10"),
         *(
-            "Figs. 11 to 13",
-            "Figs. 8, 9 and 14",
+            *("Conclusions", "Figs. 8 and 9", "Figs. 11 to 13", "Fig. 14"),
             "Controls",
             "What selecting on the test set is worth",
             "Accuracy, size and time",
         ),
-        *("Data, machines, failures", "numbered decisions", "Contradictions in print"),
+        *("Data, machines, failures", "Decisions where the paper is silent", "Contradictions in print"),
     ):
         assert re.search(rf"^## .*{re.escape(title)}", text, re.MULTILINE), title
     with (reported / "findings.csv").open() as file:
@@ -369,3 +368,26 @@ def test_a_damaged_picture_is_named(reported: Path, tmp_path: Path):
 def test_an_interval_wider_than_the_scale_is_left_out():
     assert points(Interval(3.0, -60.0, 66.0, 2)) == "+3.00 (n too small, n = 2)"
     assert points(Interval(3.0, -40.0, 46.0, 3)) == "+3.00 (−40.00 to +46.00, n = 3)"
+
+
+def test_the_page_tells_each_number_by_its_column_and_folds_what_is_long(reported: Path):
+    page = Page()
+    page.feed((reported / "index.html").read_text())
+    labels = [attributes.get("data-label") for tag, attributes in page.tags if tag == "td"]
+    assert all(label is not None for label in labels)
+    assert {"verdict", "ours, paper", "p, equal"} <= {*labels}
+    assert [tag for tag, _ in page.tags].count("details") == 5
+    text = "".join(page.text)
+    assert text.index("Conclusions") < text.index("Table 1") < text.index("Figs. 8 and 9") < text.index("Fig. 10")
+    assert text.index("Fig. 10") < text.index("Figs. 11 to 13") < text.index("Fig. 14")
+
+
+def test_conclusions_name_the_numbers_with_a_verdict(reported: Path):
+    text = (reported / "RESULTS.md").read_text()
+    conclusions = text[text.index("## Conclusions") : text.index("## Accuracy")]
+    with (reported / "findings.csv").open() as file:
+        verdicts = [line["verdict"] for line in csv.DictReader(file)]
+    for verdict in ("exceeds", "direction only"):
+        assert conclusions.count(f"**{verdict}**") == verdicts.count(verdict) > 0
+    assert f"{verdicts.count('inconclusive')} numbers are inconclusive" in conclusions
+    assert "discussion" not in conclusions  # there is none beside this report

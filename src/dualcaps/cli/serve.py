@@ -38,8 +38,9 @@ class Serve:
     """Say of each image whether it is unlike those of all classes; see predict --reject."""
     batch_size: int = 64
     """Images that are classified together at most."""
-    wait_ms: float = 2.0
-    """Milliseconds that an image waits for others to be classified with; 0 for none."""
+    wait_ms: float = 0.0
+    """Milliseconds that an image waits for others to be classified with. Images that come while others are classified
+    are the next batch in any case."""
     max_mb: int = 32
     """Megabytes of a request at most."""
     max_images: int = 64

@@ -17,8 +17,9 @@ class QueueFullError(Exception):
 class Batcher(Generic[_Item, _Answer]):
     """Collects items of several callers and answers them by one call.
 
-    A batch is closed when it is full, or when its first item has waited for `wait` seconds and the previous batch is
-    answered. The calls are made one after the other in a thread of their own.
+    What came while a batch was answered is the next one; it is closed when it is full, or when its first item has
+    waited for `wait` seconds and nothing else is there. The calls are made one after the other, in a thread of
+    their own.
 
     Args:
         answer: answers a batch, in its order; called in another thread.
@@ -85,9 +86,14 @@ class Batcher(Generic[_Item, _Answer]):
             batch, until = [first], loop.time() + self._wait
             while len(batch) < self._most and going_on:
                 try:
-                    following = await asyncio.wait_for(self._waiting.get(), max(0.0, until - loop.time()))
-                except TimeoutError:
-                    break
+                    following = self._waiting.get_nowait()
+                except asyncio.QueueEmpty:
+                    if (left := until - loop.time()) <= 0:
+                        break
+                    try:
+                        following = await asyncio.wait_for(self._waiting.get(), left)
+                    except TimeoutError:
+                        break
                 if following is None:
                     going_on = False
                 else:

@@ -36,7 +36,8 @@ class Limits:
         queue: images that may wait; further requests are answered by 503.
         seconds: until a request must have been sent, and until it must be answered.
         batch: images that are classified together.
-        wait: seconds that an image waits for others to be classified with.
+        wait: seconds that an image waits for others to be classified with; what came while a batch was classified is
+            the next batch in any case.
     """
 
     bytes: int = 32 * 2**20
@@ -44,7 +45,7 @@ class Limits:
     queue: int = 512
     seconds: float = 30.0
     batch: int = 64
-    wait: float = 0.002
+    wait: float = 0.0
 
 
 def build_service(

@@ -16,12 +16,13 @@ from dualcaps.study import paper
 from dualcaps.study.records import COPIES, RUNS, Records, read_copies, read_records, write_csv, write_records
 from dualcaps.study.report.figures import keep_strips
 from dualcaps.study.report.page import make_page
-from dualcaps.study.report.sections import compares_with_paper, compose
+from dualcaps.study.report.sections import FOLDED, compares_with_paper, compose
 from dualcaps.study.report.tables import files_of
 from dualcaps.study.statistics import cells
 from dualcaps.study.verdicts import Finding, PValues, judge
 
 FINDINGS = "findings.csv"
+_DISCUSSION = "../../docs/replication.md"
 
 
 class Written(NamedTuple):
@@ -67,8 +68,8 @@ def write_report(sources: Sequence[str | Path], out: str | Path) -> Written:
     records = dataclasses.replace(records, copies=read_copies(out) | {**records.copies})
     table = cells(records)
     findings = judge(paper.PRINTED, table, records.copies)
-    text, pictures = compose(records, table, findings)
-    page = make_page(text, pictures)
+    text, pictures = compose(records, table, findings, _discussion(out))
+    page = make_page(text, pictures, FOLDED)
     (out / "figures").mkdir(parents=True, exist_ok=True)
     keep_strips(records, table, out)
     write_records(records, out)
@@ -85,6 +86,11 @@ def write_report(sources: Sequence[str | Path], out: str | Path) -> Written:
     write_text(out / "RESULTS.md", text)
     write_text(out / "index.html", page)
     return Written(out / "index.html", records.failures)
+
+
+def _discussion(out: Path) -> str | None:
+    """The address of docs/replication.md for a report in results/ of the repository."""
+    return _DISCUSSION if (out / _DISCUSSION).is_file() else None
 
 
 def _write_findings(file: Path, findings: Sequence[Finding], records: Records) -> None:

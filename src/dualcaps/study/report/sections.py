@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dualcaps.plots import accuracy_bands, png, strip_rows, svg
+from dualcaps.plots import accuracy_curves, png, strip_rows, svg
 from dualcaps.study import paper
 from dualcaps.study.experiments.card import (
     ADDITIVE,
@@ -61,16 +61,36 @@ _FIGURES = {DataKey("cifar-10"): "Fig. 11", DataKey("fashion-mnist"): "Fig. 12",
 _MOST_NAMES = 5
 
 
-def compose(records: Records, table: Cells, findings: Sequence[Finding]) -> tuple[str, list[Picture]]:
-    """The whole report as Markdown, and its pictures; without the paper's tables if nothing in them was run."""
+FOLDED = (
+    *("The rule", "Epochs to thresholds", "Accuracy, size and time", "Data, machines, failures"),
+    "Decisions where the paper is silent",
+)
+"""Sections that the page shows when they are opened."""
+
+
+def compose(
+    records: Records, table: Cells, findings: Sequence[Finding], discussion: str | None = None
+) -> tuple[str, list[Picture]]:
+    """The whole report as Markdown, and its pictures; without the paper's tables if nothing in them was run.
+
+    Args:
+        records: the runs.
+        table: the runs by data, network and protocol.
+        findings: the verdicts on the printed numbers.
+        discussion: the address of a page that discusses the results, relative to the report.
+    """
     pictures: list[Picture] = []
     with_paper = compares_with_paper(findings)
-    sections = [_opening(records, findings), _accuracies(records, table), _attention(records, table)]
+    sections = [_opening(records, findings)]
+    if with_paper:
+        sections.append(_conclusions(records, table, findings, discussion))
+    sections += [_accuracies(records, table), _attention(records, table)]
     if with_paper:
         sections.append(f"## The rule\n\n{RULE}")
         sections += [_printed_table(where, findings, records, table) for where in ("Table 1", "Table 2", "Table 4")]
+        sections += [_early_reconstructions(records, table, pictures), _epochs_to_all(findings)]
     sections += [
-        _epochs_needed(records, findings, table, with_paper),
+        _thresholds(records, table),
         _curves(records, table, pictures, with_paper),
         _reconstructions(records, table, pictures, with_paper),
         _controls(records, table),
@@ -97,7 +117,7 @@ def _opening(records: Records, findings: Sequence[Finding]) -> str:
     if not compares_with_paper(findings):
         return f"# Networks compared\n\n**{finished}.** {units}"
     counts = Counter(finding.verdict for finding in findings)
-    verdicts = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
+    verdicts = ", ".join(f"{verdict} {counts[verdict]}" for verdict in VERDICTS if counts[verdict])
     lines = [
         "# DA-CapsNet, run again",
         'The numbers that Huang & Zhou, "DA-CapsNet: dual attention mechanism capsule network" (Scientific Reports '
@@ -106,6 +126,33 @@ def _opening(records: Records, findings: Sequence[Finding]) -> str:
         f"**{finished}. Verdicts on {len(findings)} printed numbers: {verdicts}.** {units}",
     ]
     return "\n\n".join(lines)
+
+
+def _conclusions(records: Records, table: Cells, findings: Sequence[Finding], discussion: str | None) -> str:
+    """What the runs say of the paper's claims, and the printed numbers with a definite verdict."""
+    gains = []
+    for data, protocol in conditions(table):
+        ours, baseline = (table.get((data, network, protocol)) for network in (DA_CAPSNET, CAPSNET))
+        if ours and baseline:
+            found = gain(ours, baseline, accuracy)
+            gains.append(f"{points(found)} on {named(data, records)} ({protocol}, {between([ours.epochs])} epochs)")
+    lines = ["## Conclusions"]
+    if gains:
+        lines.append(f"- `da-capsnet` over `capsnet`, points: {'; '.join(gains)}.")
+    for verdict in VERDICTS[:4]:
+        for finding in findings:
+            if finding.verdict == verdict:
+                printed, ours = finding.printed, finding.ours
+                what = f"{printed.where}, {named(printed.data, records)}, {_what(printed)}"
+                number = f"{printed.value:+g}" if printed.baseline else f"{printed.value:g}"
+                mine = "" if ours is None else f", ours {ours.mean:{'+.2f' if printed.baseline else '.2f'}}"
+                reason = f" ({finding.reason})" if finding.reason else ""
+                lines.append(f"- **{verdict}**: {what}: printed {number}{mine}{reason}.")
+    rest = Counter(finding.verdict for finding in findings)
+    lines.append(f"- {rest['inconclusive']} numbers are inconclusive, {rest[NOT_RUN]} not run; the tables say why.")
+    if discussion:
+        lines.append(f"\nWhat follows, and what the controls say: [discussion]({discussion}).")
+    return "\n".join([lines[0], "", *lines[1:]])
 
 
 def _accuracies(records: Records, table: Cells) -> str:
@@ -223,8 +270,8 @@ def _printed_table(where: str, findings: Sequence[Finding], records: Records, ta
 
 
 def _what(printed: Printed) -> str:
-    if printed.quantity == "accuracy":
-        return str(printed.network)
+    if printed.baseline is None:
+        return str(printed.network) if printed.quantity == "accuracy" else f"{printed.network}, {printed.quantity}"
     over = f"{printed.network} over {printed.baseline}"
     return f"{over}, mean of epochs 1 to 5" if printed.quantity == "first-five gain" else over
 
@@ -240,8 +287,7 @@ def _ours(table: Cells, printed: Printed, protocol: str) -> str:
     return mean_and_std(cell, of)
 
 
-def _epochs_needed(records: Records, findings: Sequence[Finding], table: Cells, with_paper: bool) -> str:
-    text = [f"## How fast the networks learn{' (Fig. 10 and Table 4)' if with_paper else ''}"]
+def _epochs_to_all(findings: Sequence[Finding]) -> str:
     rows = []
     for finding in findings:
         if finding.printed.quantity == "epochs to 100 %":
@@ -249,13 +295,17 @@ def _epochs_needed(records: Records, findings: Sequence[Finding], table: Cells, 
             ours = f"{finding.ours.mean:.1f} (n = {finding.ours.n})" if finding.ours else ours
             printed = f"{finding.printed.value:.0f}"
             rows.append([str(finding.printed.network), printed, ours, str(finding.epochs or ""), verdict_text(finding)])
-    if with_paper:
-        text.append("The paper counts the epochs until every test image of MNIST is right:")
-        text.append(markdown_table(["network", "printed, epochs to 100 %", "ours", "epochs trained", "verdict"], rows))
-    text.append(
-        "The first epoch that reaches a threshold on the part that the epoch is selected on (the test set with "
-        "protocol `paper`, held-out training images with `clean`): mean over the seeds that reach it, and how many do."
-    )
+    head = ["network", "printed, epochs to 100 %", "ours", "epochs trained", "verdict"]
+    text = "## Fig. 10: epochs until every test image of MNIST is right"
+    return f"{text}\n\n{markdown_table(head, rows)}"
+
+
+def _thresholds(records: Records, table: Cells) -> str:
+    text = [
+        "## Epochs to thresholds\n\nThe first epoch that reaches a threshold on the part that the epoch is selected on "
+        "(the test set with protocol `paper`, held-out training images with `clean`): mean over the seeds that reach "
+        "it, and how many do."
+    ]
     for data in in_order({data for data, _, _ in table}, DATA):
         thresholds = _THRESHOLDS.get(data.source, _OTHER_THRESHOLDS) if not data.place else _OTHER_THRESHOLDS
         rows = []
@@ -279,9 +329,9 @@ def _reached(cell: Cell, threshold: float) -> str:
 
 def _curves(records: Records, table: Cells, pictures: list[Picture], with_paper: bool) -> str:
     text = [
-        f"## Accuracy against epoch{' (Figs. 11 to 13)' if with_paper else ''}",
-        "Mean over the seeds, the band is one standard deviation to each side. Protocol `paper`: accuracy on the test "
-        "set, as the paper drew it; `clean`: on held-out training images.",
+        f"## {'Figs. 11 to 13: accuracy' if with_paper else 'Accuracy'} against epoch",
+        "Median over the seeds; thin lines are single runs, of which one that failed may lie below the axis. Protocol "
+        "`paper`: accuracy on the test set, as the paper drew it; `clean`: on held-out training images.",
     ]
     for data, figure in _FIGURES.items():
         if with_paper and not any(d == data for d, _, _ in table):
@@ -303,25 +353,17 @@ def _curves(records: Records, table: Cells, pictures: list[Picture], with_paper:
         number = f"{_FIGURES[data]}: " if data in _FIGURES and protocol == "paper" else ""
         caption = f"{number}{named(data, records)}, accuracy on the {part}, protocol {protocol}, n = {n}"
         name = f"curves-{file_name(data)}-{protocol}.svg"
-        pictures.append(Picture(name, svg(accuracy_bands(curves)), caption))
+        pictures.append(Picture(name, svg(accuracy_curves(curves)), caption))
         text.append(image(pictures[-1]))
     return "\n\n".join(text)
 
 
-def _reconstructions(records: Records, table: Cells, pictures: list[Picture], with_paper: bool) -> str:
-    errors, before = _errors(records, table), len(pictures)
-    text = [
-        f"## Reconstructions{' (Figs. 8, 9 and 14)' if with_paper else ''}",
-        "What the decoder makes of the pose of a test image's predicted class. How far that is from the image, over "
-        "all test images: root of the mean squared difference, in grey levels of 255.",
-        errors or f"Errors: {NOT_RUN}.",
-        "Test images, one of each class, ten at the most:",
-    ]
+def _early_reconstructions(records: Records, table: Cells, pictures: list[Picture]) -> str:
+    text = ["## Figs. 8 and 9: reconstructions after the first epochs"]
     for figure, network in EARLY_FIGURES:
         record = drawn(records, table, EARLY, network)
         if record is None:
-            if with_paper:
-                text.append(f"{figure} ({EARLY}, {network}): {NOT_RUN}.")
+            text.append(f"{figure} ({EARLY}, {network}): {NOT_RUN}.")
             continue
         folder = records.strips[record.run]
         epochs = sorted((int(f.stem.partition("-")[2]), f) for f in folder.glob("epoch-*.png"))
@@ -330,6 +372,18 @@ def _reconstructions(records: Records, table: Cells, pictures: list[Picture], wi
         name = f"fig-{figure.removeprefix('Fig. ')}-{network}.png"
         pictures.append(Picture(name, png(strip_rows(read_strips(rows))), caption))
         text.append(image(pictures[-1]))
+    return "\n\n".join(text)
+
+
+def _reconstructions(records: Records, table: Cells, pictures: list[Picture], with_paper: bool) -> str:
+    errors, before = _errors(records, table), len(pictures)
+    text = [
+        f"## {'Fig. 14: reconstructions' if with_paper else 'Reconstructions'}",
+        "What the decoder makes of the pose of a test image's predicted class. How far that is from the image, over "
+        "all test images: root of the mean squared difference, in grey levels of 255.",
+        errors or f"Errors: {NOT_RUN}.",
+        "Test images, one of each class, ten at the most:",
+    ]
     others = [data for data in in_order({data for data, _, _ in table}, DATA) if data != _COIL]
     for data, figure in ((_COIL, "Fig. 14"), *((data, "") for data in others)):
         shown = drawn_alike(records, table, data)
@@ -507,7 +561,7 @@ def _decisions() -> str:
     rows = [list(decision) for decision in paper.DECISIONS]
     return "\n\n".join(
         [
-            "## Where the paper is silent: numbered decisions",
+            "## Decisions where the paper is silent",
             markdown_table(["", "the paper", "here", "setting"], rows),
             "Smaller differences:",
             "\n".join(f"- {number}. {text}" for number, text in paper.DIFFERENCES),

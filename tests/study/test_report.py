@@ -226,7 +226,9 @@ def test_all_controls_for_the_parameters_stand_beside_the_gain(tmp_path: Path):
         for seed in range(3)
     ]
     write_report([write_folder(tmp_path / "records", members)], tmp_path / "out")
-    line = next(li for li in (tmp_path / "out" / "RESULTS.md").read_text().splitlines() if "+10.00" in li)
+    line = next(
+        li for li in (tmp_path / "out" / "RESULTS.md").read_text().splitlines() if li.startswith("|") and "+10.00" in li
+    )
     gains = ("+10.00", "+1.00", "+2.00", "+5.00")
     assert line.endswith("".join(f" **{gain} (all alike, n = 3)** |" for gain in gains))
 
@@ -306,7 +308,7 @@ def test_a_report_on_own_images_has_no_section_of_the_paper_and_none_without_con
     text = (tmp_path / "out" / "RESULTS.md").read_text()
     titles = [line[3:] for line in text.splitlines() if line.startswith("## ")]
     assert titles == [
-        *("Accuracy", "Does dual attention help?", "How fast the networks learn", "Accuracy against epoch"),
+        *("Accuracy", "Does dual attention help?", "Epochs to thresholds", "Accuracy against epoch"),
         *("Reconstructions", "Accuracy, size and time", "Data, machines, failures"),
     ]
     assert "Fig" not in text.replace("figures/", "")

@@ -135,7 +135,7 @@ def _conclusions(records: Records, table: Cells, findings: Sequence[Finding], di
         ours, baseline = (table.get((data, network, protocol)) for network in (DA_CAPSNET, CAPSNET))
         if ours and baseline:
             found = gain(ours, baseline, accuracy)
-            gains.append(f"{points(found)} on {named(data, records)} ({protocol}, {between([ours.epochs])} epochs)")
+            gains.append(f"{points(found)} on {named(data, records)} ({protocol}, {_epochs(ours.epochs)})")
     lines = ["## Conclusions"]
     if gains:
         lines.append(f"- `da-capsnet` over `capsnet`, points: {'; '.join(gains)}.")
@@ -153,6 +153,10 @@ def _conclusions(records: Records, table: Cells, findings: Sequence[Finding], di
     if discussion:
         lines.append(f"\nWhat follows, and what the controls say: [discussion]({discussion}).")
     return "\n".join([lines[0], "", *lines[1:]])
+
+
+def _epochs(count: int) -> str:
+    return f"{count} epoch{'s' * (count != 1)}"
 
 
 def _accuracies(records: Records, table: Cells) -> str:

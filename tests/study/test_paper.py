@@ -14,15 +14,14 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 def test_printed_gains_are_the_differences_of_printed_accuracies_but_for_the_contradiction_on_coil_20():
     accuracies = {
-        (number.where, number.data, number.network): number.value
+        (number.data, number.network): number.value
         for number in paper.PRINTED
         if number.quantity == "accuracy"
     }
     gains = [number for number in paper.PRINTED if number.quantity == "gain"]
     assert len(gains) == 14
     for gain in gains:
-        place = gain.where, gain.data
-        apart = accuracies[*place, gain.network] - accuracies[*place, gain.baseline]
+        apart = accuracies[gain.data, gain.network] - accuracies[gain.data, gain.baseline]
         assert (gain.value == pytest.approx(apart)) == (gain.data.source != "coil-20"), gain
 
 

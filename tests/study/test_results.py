@@ -12,15 +12,17 @@ RESULTS = Path(__file__).parents[2] / "results"
 
 @pytest.mark.parametrize("folder", ["paper", "digits-200"])
 def test_the_committed_report_is_made_of_the_committed_records(folder: str, tmp_path: Path):
-    committed = RESULTS / folder
-    write_report([committed], tmp_path / "again")
-    assert {f.name for f in committed.glob("*.csv")} == {f.name for f in (tmp_path / "again").glob("*.csv")}
+    committed, again = RESULTS / folder, tmp_path / "results" / folder
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "replication.md").touch()  # which the page links to where it is there
+    write_report([committed], again)
+    assert {f.name for f in committed.glob("*.csv")} == {f.name for f in again.glob("*.csv")}
     for file in (*committed.glob("*.csv"), committed / "RESULTS.md"):
-        assert (tmp_path / "again" / file.name).read_bytes() == file.read_bytes(), f"{file}: run make results"
+        assert (again / file.name).read_bytes() == file.read_bytes(), f"{file}: run make results"
     # Another matplotlib draws the same figures with other bytes.
-    pages = [re.sub(r'base64,[^"]*', "", (f / "index.html").read_text()) for f in (tmp_path / "again", committed)]
+    pages = [re.sub(r'base64,[^"]*', "", (f / "index.html").read_text()) for f in (again, committed)]
     assert pages[0] == pages[1]
-    figures = [{file.name for file in (f / "figures").iterdir()} for f in (tmp_path / "again", committed)]
+    figures = [{file.name for file in (f / "figures").iterdir()} for f in (again, committed)]
     assert figures[0] == figures[1]
 
 

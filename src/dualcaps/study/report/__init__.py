@@ -90,7 +90,8 @@ def write_report(sources: Sequence[str | Path], out: str | Path) -> Written:
 
 def _discussion(out: Path) -> str | None:
     """The address of docs/replication.md for a report in results/ of the repository."""
-    return _DISCUSSION if (out / _DISCUSSION).is_file() else None
+    known = out.resolve().parent.parent / "docs" / "replication.md"
+    return _DISCUSSION if known.is_file() else None
 
 
 def _write_findings(file: Path, findings: Sequence[Finding], records: Records) -> None:

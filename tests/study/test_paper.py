@@ -14,9 +14,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 def test_printed_gains_are_the_differences_of_printed_accuracies_but_for_the_contradiction_on_coil_20():
     accuracies = {
-        (number.data, number.network): number.value
-        for number in paper.PRINTED
-        if number.quantity == "accuracy"
+        (number.data, number.network): number.value for number in paper.PRINTED if number.quantity == "accuracy"
     }
     gains = [number for number in paper.PRINTED if number.quantity == "gain"]
     assert len(gains) == 14

@@ -54,3 +54,8 @@ def import_timm() -> ModuleType:
             for name in [name for name in sys.modules if name.partition(".")[0] in ("timm", "torchvision")]:
                 del sys.modules[name]
     raise AssertionError("torchvision cannot be imported")
+
+
+needs_exporter = pytest.mark.skipif(
+    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 13), reason="older exporters do not take these networks"
+)

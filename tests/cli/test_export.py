@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support import needs_exporter
 
 from dualcaps import from_pretrained, load_data, load_model, predict
 
@@ -29,6 +30,7 @@ def test_a_folder_has_a_card_made_of_what_was_measured(run_cli: Callable, run: P
 
 
 @pytest.mark.slow
+@needs_exporter
 def test_onnx_and_programs_are_written_and_compared(run_cli: Callable, run: Path, tmp_path: Path):
     pytest.importorskip("onnxruntime")
     said = run_cli("export", run, "--to", tmp_path / "x.onnx", "--int8")

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from support import needs_exporter
 
 from dualcaps import ConfigError, ModelError, create_model, predict
 from dualcaps.export import onnx as module
@@ -15,6 +16,7 @@ from dualcaps.export.graphs import compare
 from dualcaps.export.onnx import accuracy_of, export_onnx, load_graph
 
 pytest.importorskip("onnxruntime")
+pytestmark = needs_exporter
 NETWORKS = [
     ("da-capsnet", (1, 28, 28), {"width": 8}),
     ("capsnet", (3, 32, 32), {"width": 8}),
@@ -104,3 +106,17 @@ def test_without_its_libraries_the_message_says_what_to_install(tmp_path: Path, 
     model = create_model("capsnet", (1, 12, 12), 3, width=8)
     with pytest.raises(ConfigError, match=r"needs onnxscript: pip install 'dualcaps\[export\]'"):
         export_onnx(model, tmp_path / "x.onnx", torch.zeros(1, 1, 12, 12, dtype=torch.uint8), metadata={})
+
+
+def test_what_torch_cannot_export_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise RuntimeError("Constraints violated\nin many lines")
+
+    monkeypatch.setattr("torch.onnx.export", fail)
+    model = create_model("capsnet", (1, 12, 12), 3, width=8)
+    with pytest.raises(
+        ModelError, match=r"x\.onnx: torch .* cannot export this network \(Constraints violated\)"
+    ) as caught:
+        export_onnx(model, tmp_path / "x.onnx", torch.zeros(2, 1, 12, 12, dtype=torch.uint8), metadata={})
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "x.onnx").exists()

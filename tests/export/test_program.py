@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import torch
+from support import needs_exporter
 
 from dualcaps import create_model, predict
 from dualcaps.export.program import export_program
 
 
+@needs_exporter
 def test_a_program_answers_the_same_without_the_package(tmp_path: Path):
     torch.manual_seed(0)
     model = create_model("da-capsnet", (1, 12, 12), 3, width=8).eval()

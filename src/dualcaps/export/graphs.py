@@ -1,6 +1,8 @@
 """What is exported: classifier and decoder as modules of plain tensors, and the comparison with the network."""
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -13,6 +15,7 @@ from dualcaps.models import Network
 BATCH_SIZES = (1, 3, 64)
 """The batch sizes that an export is compared at."""
 
+_TESTED_TORCH = "2.13"
 _MOST_DIFFERENCE = 1e-4  # of lengths, poses and reconstructed values, all from -1 to 1
 
 Graph = Callable[[Sequence[np.ndarray]], Sequence[np.ndarray]]
@@ -80,6 +83,21 @@ def _batches(inputs: Sequence[Tensor]) -> Iterator[tuple[int, list[Tensor]]]:
     for size in BATCH_SIZES:
         chosen = torch.arange(size) % len(inputs[0])
         yield size, [part[chosen] for part in inputs]
+
+
+@contextmanager
+def exporting(what: str) -> Iterator[None]:
+    """Whatever torch's exporter raises becomes a ModelError that names the export; its warnings are left out."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about the exporter's own internals
+        try:
+            yield
+        except Exception as error:  # of many types
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise ModelError(
+                f"{what}: torch {torch.__version__} cannot export this network ({reason[:200]}): torch {_TESTED_TORCH} "
+                "can export those of this package"
+            ) from error
 
 
 def on_cpu(model: Network, images: UInt8[Tensor, "count channels height width"]) -> tuple[Network, Tensor]:

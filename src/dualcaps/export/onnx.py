@@ -2,7 +2,6 @@
 
 import json
 import tempfile
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dualcaps.errors import ConfigError
-from dualcaps.export.graphs import Classifier, Graph, Reconstruction, compare, on_cpu, poses_of
+from dualcaps.export.graphs import Classifier, Graph, Reconstruction, compare, exporting, on_cpu, poses_of
 from dualcaps.models import Network
 from dualcaps.runs.files import write_bytes
 
@@ -58,14 +57,17 @@ def export_onnx(
 
     Raises:
         ConfigError: onnx, onnxscript or onnxruntime is not installed.
-        ModelError: an export differs from the network by more than 1e-4; nothing is written then.
+        ModelError: torch cannot export the network, or an export differs from it by more than 1e-4; nothing is
+            written then.
     """
     _require()
     model, images = on_cpu(model, images)
     with tempfile.TemporaryDirectory(prefix="dualcaps-") as folder:
         draft = Path(folder) / "classifier.onnx"
         classifier = Classifier(model)
-        _export(classifier, (images[:1].repeat(_EXAMPLES, 1, 1, 1),), ("images",), ("lengths", "poses"), draft)
+        _export(
+            classifier, (images[:1].repeat(_EXAMPLES, 1, 1, 1),), ("images",), ("lengths", "poses"), draft, str(file)
+        )
         difference = compare(load_graph(draft), classifier, [images], str(file))
         if int8:
             assert calibration is not None
@@ -77,7 +79,7 @@ def export_onnx(
             poses, labels = poses_of(model, images[:64])
             draft = Path(folder) / "decoder.onnx"
             example = (poses[:1].repeat(_EXAMPLES, 1, 1), labels[:1].repeat(_EXAMPLES))
-            _export(Reconstruction(model), example, ("poses", "labels"), ("images",), draft)
+            _export(Reconstruction(model), example, ("poses", "labels"), ("images",), draft, str(decoder))
             difference = max(
                 difference, compare(load_graph(draft), Reconstruction(model), [poses, labels], str(decoder))
             )
@@ -120,12 +122,17 @@ def _require() -> None:
 
 
 def _export(
-    module: nn.Module, example: tuple[Tensor, ...], inputs: Sequence[str], outputs: Sequence[str], file: Path
+    module: nn.Module,
+    example: tuple[Tensor, ...],
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    file: Path,
+    what: str,
 ) -> None:
     batch = torch.export.Dim("batch", min=1)
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about the exporter's own internals
+    with torch.no_grad():
         count = len(module(*example))
+    with torch.no_grad(), exporting(what):
         torch.onnx.export(
             module.eval(),
             example,

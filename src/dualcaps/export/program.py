@@ -1,16 +1,14 @@
 """Export as a program of `torch.export`, to be run without this package."""
 
 import tempfile
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dualcaps.export.graphs import Classifier, compare, on_cpu
+from dualcaps.export.graphs import Classifier, compare, exporting, on_cpu
 from dualcaps.models import Network
 from dualcaps.runs.files import write_bytes
 
@@ -29,17 +27,18 @@ def export_program(model: Network, file: Path, images: Tensor) -> float:
         The largest difference between the network's outputs and the program's.
 
     Raises:
-        ModelError: they differ by more than 1e-4; nothing is written then.
+        ModelError: torch cannot export the network, or they differ by more than 1e-4; nothing is written then.
     """
     model, images = on_cpu(model, images)
     classifier = Classifier(model)
     batch = torch.export.Dim("batch", min=1)
-    with torch.no_grad(), _quiet():
+    with torch.no_grad(), exporting(str(file)):
         program = torch.export.export(classifier, (images[:1].repeat(2, 1, 1, 1),), dynamic_shapes=({0: batch},))
-    with tempfile.TemporaryDirectory(prefix="dualcaps-") as folder, _quiet():
+    with tempfile.TemporaryDirectory(prefix="dualcaps-") as folder:
         draft = Path(folder) / "model.pt2"
-        torch.export.save(program, draft)
-        loaded = torch.export.load(draft).module()
+        with exporting(str(file)):
+            torch.export.save(program, draft)
+            loaded = torch.export.load(draft).module()
 
         def run(inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
             with torch.no_grad():
@@ -48,11 +47,3 @@ def export_program(model: Network, file: Path, images: Tensor) -> float:
         difference = compare(run, classifier, [images], str(file))
         write_bytes(file, draft.read_bytes())
     return difference
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporter's warnings about its own internals."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

@@ -13,12 +13,13 @@ from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from dualcaps.calibration import calibrate, probabilities
+from dualcaps.calibration import kept_calibration, probabilities
 from dualcaps.config import Optimizer, TrainConfig
 from dualcaps.data.dataset import ImageDataset, ImageSplit
 from dualcaps.inference import predict as predict_lengths
 from dualcaps.inference import run_batches
 from dualcaps.models import create_model
+from dualcaps.runs.run import Run
 from dualcaps.training.fit import fit as fit_network
 
 _SMALLEST_SIDE = 16  # of the networks' images, in pixels; smaller ones are enlarged
@@ -147,8 +148,9 @@ class CapsNetClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
             network = create_model(self.model, data.image_shape, len(self.classes_), **(self.switches or {}))
             out = Path(folder) / "run"
             result = fit_network(network, data, config, out=out, quiet=True, pictures=False, keep_checkpoint=False)
+            calibration = kept_calibration(Run.open(out))
+            assert calibration is not None  # `fit` computed it from the held-out part
         self.network_, self.history_ = network, result.history
-        calibration = calibrate(self._lengths_of(selection.images), selection.labels.numpy(), "the held-out part")
         self.temperature_ = calibration.temperature
         self.calibration_error_ = {"before": calibration.error_before, "after": calibration.error_after}
         return self
@@ -165,9 +167,7 @@ class CapsNetClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
 
     def _lengths(self, X: Any) -> np.ndarray:  # noqa: N803
         """The length of each class's capsule, [n, classes]."""
-        return self._lengths_of(self._checked(X))
-
-    def _lengths_of(self, images: torch.Tensor) -> np.ndarray:
+        images = self._checked(X)
         return predict_lengths(self.network_, images).numpy()
 
     def transform(self, X: Any) -> np.ndarray:  # noqa: N803

@@ -1,15 +1,15 @@
 """Probabilities from lengths, by a temperature fitted on images that a network was not trained on."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dualcaps.errors import RunError
 from dualcaps.inference import Evaluation, predict, run_data
 from dualcaps.models import Network
 from dualcaps.runs.run import CALIBRATION, Run, keep_derived, read_derived
@@ -135,14 +135,12 @@ def calibration_of(run: Run, model: Network, *, data_dir: str | Path | None = No
 
 def kept_calibration(run: Run) -> Calibration | None:
     """The calibration kept in a run's folder, if there is one of its weights; raises RunError if it is damaged."""
-    kept = read_derived(run, CALIBRATION)
-    if kept is None:
-        return None
-    try:
-        temperature, before, after = (float(kept[name]) for name in ("temperature", "error_before", "error_after"))
-        return Calibration(temperature, before, after, int(kept["images"]), str(kept["held_out"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise RunError(f"{run.path / CALIBRATION}: damaged ({error}): remove it, and it is computed again") from error
+    return read_derived(run, CALIBRATION, _parse)
+
+
+def _parse(content: Mapping[str, Any]) -> Calibration:
+    temperature, before, after = (float(content[name]) for name in ("temperature", "error_before", "error_after"))
+    return Calibration(temperature, before, after, int(content["images"]), str(content["held_out"]))
 
 
 def keep_calibration(run: Run, model: Network, images: Tensor, labels: Tensor, held_out: str) -> Calibration:

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dualcaps.calibration import held_out_images
-from dualcaps.errors import DataError, RunError
+from dualcaps.errors import DataError
 from dualcaps.inference import run_batches
 from dualcaps.models import Intermediates, Network
 from dualcaps.runs.run import REJECTION, Run, keep_derived, read_derived
@@ -140,9 +140,9 @@ def rejection_of(
         DataError: they have to be computed and the images cannot be found or have changed, or are too few.
         RunError: the kept ones are damaged.
     """
-    kept = read_derived(run, REJECTION)
+    kept = read_derived(run, REJECTION, _parse)
     if kept is not None:
-        return _parse(kept, run.path / REJECTION)
+        return kept
     try:
         held_out = held_out_images(run, data_dir=data_dir)
         found = signals(model, held_out.images, each=start(len(held_out.images)))
@@ -161,9 +161,6 @@ def rejection_of(
     return rejection
 
 
-def _parse(content: Mapping[str, Any], file: Path) -> Rejection:
-    try:
-        values = {str(name): np.array(signal, float) for name, signal in content["values"].items()}
-        return Rejection(values, float(content["tail"]), int(content["images"]), str(content["held_out"]))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunError(f"{file}: damaged ({error}): remove it, and it is computed again") from error
+def _parse(content: Mapping[str, Any]) -> Rejection:
+    values = {str(name): np.array(signal, float) for name, signal in content["values"].items()}
+    return Rejection(values, float(content["tail"]), int(content["images"]), str(content["held_out"]))

@@ -25,12 +25,12 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import filelock
 
@@ -41,6 +41,8 @@ from dualcaps.runs.files import new_folder, write_bytes, write_json
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+_Parsed = TypeVar("_Parsed")
 
 FORMAT = 2
 """Version of the folder's layout. Format 1 is converted when read; any other is refused."""
@@ -386,21 +388,27 @@ def keep_derived(run: Run, name: str, content: Mapping[str, Any]) -> None:
     write_json(run.path / name, {"weights": _weights_hash(run), **content})
 
 
-def read_derived(run: Run, name: str) -> dict[str, Any] | None:
+def read_derived(run: Run, name: str, parse: Callable[[dict[str, Any]], _Parsed]) -> _Parsed | None:
     """What `keep_derived` kept; None if there is none, or the weights have changed since.
+
+    Args:
+        run: the run.
+        name: of the file.
+        parse: makes of the content what is returned; a ValueError, KeyError, TypeError or AttributeError of it means
+            that the file is damaged.
 
     Raises:
         RunError: the file is damaged.
     """
     file = run.path / name
+    if not file.exists():
+        return None
+    weights = _weights_hash(run)
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        weights = content.pop("weights")
-    except FileNotFoundError:
-        return None
+        return parse(content) if content.pop("weights") == weights else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(f"{file}: damaged ({error}): remove it, and it is computed again") from error
-    return content if weights == _weights_hash(run) else None
 
 
 def _weights_hash(run: Run) -> str:

@@ -27,7 +27,6 @@ from sklearn.metrics import roc_auc_score
 
 from dualcaps import ImageSplit, Network, load_data, load_model
 from dualcaps.calibration import held_out_images
-from dualcaps.explain.attacks import fgsm, pgd
 from dualcaps.explain.maps import explain, usable_maps
 from dualcaps.explain.pose_space import pose_space, pose_space_figure
 from dualcaps.explain.probes import probe_all
@@ -38,6 +37,7 @@ from dualcaps.inference import predict, run_data
 from dualcaps.models import Intermediates
 from dualcaps.nn import to_unit_range
 from dualcaps.plots import image_rows, png
+from dualcaps.robustness.attacks import fgsm, pgd
 from dualcaps.runs.files import write_bytes
 from dualcaps.runs.run import Run
 

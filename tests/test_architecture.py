@@ -21,6 +21,7 @@ LAYERS = [
     "models",
     "data",
     "inference",
+    "robustness",
     "calibration",
     "hub",
     "explain",

@@ -62,7 +62,9 @@ FIELDS: dict[type, dict[str, st.SearchStrategy[Any]]] = {
         | st.lists(numbers(0, 9), min_size=2, max_size=4).map(tuple),
         "ema": st.none() | numbers(0, 1, exclude_max=True), "reconstruction_weight": numbers(0, 9),
         "augment": st.sampled_from(["policy", "paper-literal", "none"])
-        | st.lists(st.sampled_from(AUGMENTATIONS), min_size=1, max_size=3, unique=True).map(",".join),
+        | st.lists(st.sampled_from([*AUGMENTATIONS, "shift=0.15"]), min_size=1, max_size=3, unique=True)
+        .filter(lambda names: not {"mixup", "overlap"} <= set(names))
+        .map(",".join),
         "tta": st.sampled_from(["none", "policy", "flip", "shift", "flip-shift"]),
         "protocol": st.sampled_from(["clean", "paper", "last"]), "patience": st.none() | SIZES,
         "init_from": st.none() | NAMES,

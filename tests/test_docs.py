@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "examples" / "README.md", *sorted(ROOT.glob("docs/*.md"))]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 ALL_COMMANDS = ("bench", "data", "demo", "evaluate", "explain", "export", "models", "predict", "report", "reproduce")
-ALL_COMMANDS = (*ALL_COMMANDS, "serve", "train")
+ALL_COMMANDS = (*ALL_COMMANDS, "robustness", "serve", "train")
 
 
 def code_blocks(page: str, *languages: str) -> list[str]:

@@ -11,6 +11,7 @@ import json
 import math
 import numbers
 import os
+import re
 import sys
 import types
 import typing
@@ -38,7 +39,7 @@ Precision = Literal["float32", "bfloat16"]
 PrecisionChoice = Literal["auto", "float32", "bfloat16"]
 Compile = Literal["auto", "always", "never"]
 
-AUGMENTATIONS = ("shift", "crop", "flip", "rotate", "colour", "erase", "mixup")
+AUGMENTATIONS = ("shift", "crop", "flip", "rotate", "colour", "erase", "mixup", "overlap")
 """Augmentations by name, see `dualcaps.data.augment`."""
 
 _T = TypeVar("_T", bound="DataclassInstance")
@@ -209,7 +210,7 @@ class TrainConfig:
         reconstruction_weight: Weight of the reconstruction loss, a sum of squared differences.
         augment: policy moves images up to 10 % and mirrors them where that keeps the class; paper-literal
             always mirrors; none; or names joined by commas of policy, shift, crop, flip, rotate, colour, erase,
-            mixup.
+            mixup, overlap. shift=0.15 moves by up to this share of the side.
         tta: Test-time augmentation: the test accuracy, `evaluate` and `predict` average over mirrored images and over
             images shifted by a 32nd of their side (flip, shift or both); policy is both, without flip where a mirrored
             image would belong to another class.
@@ -278,10 +279,17 @@ class TrainConfig:
             raise ConfigError(f"seed must be from 0 to 4294967295, got {self.seed}")
         if self.augment not in ("policy", "paper-literal", "none"):
             names = self.augment.split(",")
-            if unknown := [name for name in names if name not in ("policy", *AUGMENTATIONS)]:
+            if unknown := [name for name in names if _without_amount(name) not in ("policy", *AUGMENTATIONS)]:
                 raise ConfigError(
                     f"augment: {unknown[0]!r} is not one of policy, paper-literal, none, {', '.join(AUGMENTATIONS)}"
                 )
+            if {"mixup", "overlap"} <= set(names):
+                raise ConfigError("augment: mixup and overlap both combine images: choose one of them")
+
+
+def _without_amount(name: str) -> str:
+    """The name of an augmentation without a valid amount, as in "shift=0.15"; only shift has one."""
+    return "shift" if re.fullmatch(r"shift=0?\.\d+", name) else name
 
 
 def to_json(config: "DataclassInstance") -> dict[str, Any]:

@@ -97,7 +97,10 @@ class Network(nn.Module):
         classes: class names in the order of the labels; numbers until training sets them.
         value_range: the pixel values of black and white in image files that are not 8-bit; None for 8-bit images.
         decoder: the decoder, or None.
+        softmax: whether the lengths are a softmax, trained with cross-entropy instead of the margin loss.
     """
+
+    softmax = False
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -150,8 +153,9 @@ class Network(nn.Module):
     def classification_loss(
         self, lengths: Tensor, labels: Tensor, *, label_smoothing: float, class_weight: Tensor | None
     ) -> Tensor:
-        """The margin loss; a network whose lengths are probabilities overrides it with the cross-entropy."""
-        return margin_loss(lengths, labels, label_smoothing=label_smoothing, class_weight=class_weight)
+        """The margin loss of the lengths, or their cross-entropy if they are a softmax."""
+        loss = cross_entropy if self.softmax else margin_loss
+        return loss(lengths, labels, label_smoothing=label_smoothing, class_weight=class_weight)
 
     def reconstruct(
         self, poses: Float[Tensor, "batch classes dim"], labels: Int[Tensor, "batch"] | None = None
@@ -287,6 +291,7 @@ class CapsNet(Network):
             else CapsAttention(config.caps_attention, parents, children, PARENT_DIM, config.gate, attention_width)
         )
         self.readout = nn.Linear(PARENT_DIM, 1) if readout == "linear" else None
+        self.softmax = readout == "linear"
         if config.decoder:
             self.decoder = Decoder(parents, PARENT_DIM, config.image_shape)
         self.routing = RoutingLayer(
@@ -330,13 +335,6 @@ class CapsNet(Network):
             wanted = (self.config.squash_constant * _FIRST_LENGTH / (1 - _FIRST_LENGTH)) ** 0.5
             if inputs > 0:
                 self.votes.scale.mul_(wanted / inputs)
-
-    def classification_loss(
-        self, lengths: Tensor, labels: Tensor, *, label_smoothing: float, class_weight: Tensor | None
-    ) -> Tensor:
-        """The margin loss of the lengths, or the cross-entropy of a linear read-out."""
-        loss = margin_loss if self.readout is None else cross_entropy
-        return loss(lengths, labels, label_smoothing=label_smoothing, class_weight=class_weight)
 
     def reconstruct(self, poses: Tensor, labels: Tensor | None = None) -> Tensor:
         """Reconstruct images; see `Network.reconstruct`. By default of the class with the highest score."""
@@ -428,6 +426,8 @@ _CAPSULE_FIELDS = (
 class CNN(Network):
     """The plain network of Hinton et al. 2018: two convolutions with max pooling, 1024 units, softmax (D2)."""
 
+    softmax = True
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         self.trunk = LayerStack(
@@ -455,18 +455,14 @@ class CNN(Network):
         output = _softmax_output(self.classifier(features))
         return Intermediates(*output, features=features) if intermediates else output
 
-    def classification_loss(
-        self, lengths: Tensor, labels: Tensor, *, label_smoothing: float, class_weight: Tensor | None
-    ) -> Tensor:
-        """Cross-entropy of the softmax."""
-        return cross_entropy(lengths, labels, label_smoothing=label_smoothing, class_weight=class_weight)
-
 
 @register_model(
     "resnet-r", lacks=tuple(sorted({*_CAPSULE_FIELDS} - {"conv_attention", "gate", "width"})), decoder=False
 )
 class ResidualNet(Network):
     """The trunk of `da-capsnet-r` with a linear layer and softmax instead of capsules, as a control."""
+
+    softmax = True
 
     def __init__(self, config: ModelConfig, grid: int = 2) -> None:
         super().__init__(config)
@@ -486,11 +482,11 @@ class ResidualNet(Network):
         gates = self.conv_attention.gate(features) if isinstance(self.conv_attention, ConvAttention) else None
         return Intermediates(*output, features=features, conv_gates=gates, gated_features=gated_features)
 
-    classification_loss = CNN.classification_loss
-
 
 class WrappedModule(Network):
     """A plain `torch.nn.Module` that maps images to class logits, as a network."""
+
+    softmax = True
 
     def __init__(self, config: ModelConfig, module: nn.Module) -> None:
         super().__init__(config)
@@ -505,8 +501,6 @@ class WrappedModule(Network):
             raise ModelError(f"{self.config.name} must return logits [batch, classes] = {wanted}, got {got}")
         output = _softmax_output(logits)
         return Intermediates(*output) if intermediates else output
-
-    classification_loss = CNN.classification_loss
 
 
 def wrap_module(module: nn.Module, image_shape: Sequence[int], num_classes: int, *, name: str = "") -> Network:

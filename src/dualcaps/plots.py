@@ -80,6 +80,28 @@ def accuracy_curves(curves: Mapping[str, np.ndarray]) -> "Figure":
     return figure
 
 
+def strength_curves(
+    curves: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]], units: Mapping[str, str]
+) -> "Figure":
+    """Plot accuracy in % against the strength of changes: a panel for each kind, a line for each change.
+
+    Args:
+        curves: by kind and change, strengths and accuracies.
+        units: by kind, what the strength is measured in.
+    """
+    figure = _figure(4.2 * len(curves), 3.8)
+    for axes, (kind, changes) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True):
+        for number, (change, (strengths, accuracies)) in enumerate(changes.items()):
+            style = {"marker": ".", "linestyle": ("-", "--")[number // 10 % 2]}
+            axes.plot(strengths, accuracies, color=f"C{number % 10}", label=change, **style)
+        axes.set(title=kind, xlabel=units[kind], ylabel="accuracy, %", ylim=(-3, 103))
+        axes.grid(alpha=0.3)
+        if len(changes) > 1:
+            beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5)} if len(changes) > 5 else {"loc": "best"}
+            axes.legend(fontsize=7, frameon=False, **beside)
+    return figure
+
+
 def strip_rows(strips: Mapping[str, np.ndarray]) -> "Figure":
     """Draw strips of images, uint8 [height, width, 3], one below the other, with names on the left."""
     height, width = next(iter(strips.values())).shape[:2]

@@ -13,11 +13,11 @@ from torch.nn import functional
 
 from dualcaps import Augmentation, ConfigError, ImageDataset, ImageSplit, TrainConfig, create_model, fit
 from dualcaps.config import AUGMENTATIONS
-from dualcaps.data.augment import augment, mix_up, parse_augmentation
+from dualcaps.data.augment import augment, mix_up, overlap, parse_augmentation
 from dualcaps.data.augment import test_time_views as time_views
 from dualcaps.data.batches import training_batches
 
-OF_PIXELS = [name for name in AUGMENTATIONS if name != "mixup"]
+OF_PIXELS = [name for name in AUGMENTATIONS if name not in ("mixup", "overlap")]
 
 named = pytest.mark.parametrize("name", OF_PIXELS)
 
@@ -233,14 +233,63 @@ def test_mixup_blends_pixels_and_labels_by_the_same_share():
 def test_batches_with_mixup_have_floats_and_soft_labels():
     labels = torch.arange(20) % 3
     split = ImageSplit(labels.to(torch.uint8).mul(100)[:, None, None, None].expand(20, 1, 4, 4).contiguous(), labels)
-    for images, soft in training_batches(split, 8, only("mixup"), generator(), 3):
+    for images, soft, _ in training_batches(split, 8, only("mixup"), generator(), 3):
         assert images.dtype == torch.float32
         assert images.min() >= 0
         assert images.max() <= 200 / 255
         torch.testing.assert_close(images[:, 0, 0, 0], soft @ torch.tensor([0, 100 / 255, 200 / 255]))
 
 
-@pytest.mark.parametrize("names", [",".join(AUGMENTATIONS), "mixup"])
+def test_shift_can_be_given_an_amount():
+    assert parse_augmentation("shift=0.15,flip", flip=False) == Augmentation(shift=0.15, flip=True)
+    assert parse_augmentation("policy,shift=.25", flip=True) == Augmentation(shift=0.25, flip=True)
+    images = constant(0, 200, 1, 20, 20)
+    images[:, :, 10, 10] = 255
+    moved = augment(images, Augmentation(shift=0.25), generator())
+    rows = moved.flatten(1).argmax(dim=1) // 20
+    assert (rows.min(), rows.max()) == (5, 15)
+
+
+@pytest.mark.parametrize(
+    "names", ["shift=1", "shift=1.5", "shift=-0.1", "shift=", "shift=nan", "flip=0.1", "shift=0.1x"]
+)
+def test_other_amounts_are_refused(names: str):
+    with pytest.raises(ConfigError, match="is not one of policy"):
+        TrainConfig(augment=names)
+
+
+def test_overlapping_images_are_the_sum_of_two_classes():
+    labels = torch.tensor([0, 0, 1, 2, 2, 2])
+    images = noise(6, 1, 5, 4)
+    merged, present, parts = overlap(images, labels, 4, generator())
+    assert torch.equal(parts.images[:, 0], images)
+    assert torch.equal(parts.labels[:, 0], labels)
+    assert (parts.labels[:, 1] != labels).all()
+    assert torch.equal(merged.int(), parts.images.int().sum(dim=1).clamp(max=255))
+    assert torch.equal(present, torch.stack([torch.isin(torch.arange(4), pair).float() for pair in parts.labels]))
+    for image, label in zip(parts.images[:, 1], parts.labels[:, 1], strict=True):
+        assert any(torch.equal(image, other) for other in images[labels == label])
+    partners = {tuple(overlap(images, labels, 4, generator(seed))[2].labels[:, 1].tolist()) for seed in range(20)}
+    assert len(partners) > 5
+
+
+def test_an_image_without_another_class_in_its_batch_is_left_alone():
+    images = noise(3, 1, 5, 4)
+    merged, present, parts = overlap(images, torch.tensor([1, 1, 1]), 2, generator())
+    assert torch.equal(merged, images)
+    assert present.tolist() == [[0, 1]] * 3
+    assert not parts.images[:, 1].any()
+
+
+def test_mixup_and_overlap_are_not_combined():
+    with pytest.raises(ConfigError, match="mixup and overlap"):
+        TrainConfig(augment="mixup,overlap")
+
+
+ALL_BUT_OVERLAP = ",".join(name for name in AUGMENTATIONS if name != "overlap")
+
+
+@pytest.mark.parametrize("names", [ALL_BUT_OVERLAP, "mixup", "shift,overlap"])
 def test_a_network_is_trained_on_augmented_images(names: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("dualcaps.training.callbacks.png", lambda figure: b"")
     random = np.random.default_rng(0)
@@ -250,7 +299,7 @@ def test_a_network_is_trained_on_augmented_images(names: str, monkeypatch: pytes
     losses = []
     for run, augmentation in (("a", names), ("b", names), ("plain", "none")):
         torch.manual_seed(0)
-        model = create_model("capsnet", data.image_shape, 3, width=8, decoder=False)
+        model = create_model("capsnet", data.image_shape, 3, width=8)
         result = fit(model, data, TrainConfig(augment=augmentation, **settings), out=run, quiet=True)
         losses.append([line["loss"] for line in result.history])
     assert losses[0] == losses[1] != losses[2]

@@ -65,17 +65,16 @@ def numbered(count: int) -> ImageSplit:
 @given(count=st.integers(1, 40), batch_size=st.integers(1, 50))
 def test_an_epoch_shows_each_image_once_with_its_label(count: int, batch_size: int):
     batches = list(training_batches(numbered(count), batch_size, Augmentation(flip=True), generator()))
-    assert [len(labels) for _, labels in batches[:-1]] == [batch_size] * (len(batches) - 1)
-    for images, labels in batches:
+    assert [len(batch.labels) for batch in batches[:-1]] == [batch_size] * (len(batches) - 1)
+    for images, labels, _ in batches:
         assert torch.equal(images, labels.to(torch.uint8)[:, None, None, None].expand_as(images))
-    assert sorted(torch.cat([labels for _, labels in batches]).tolist()) == list(range(count))
+    assert sorted(torch.cat([batch.labels for batch in batches]).tolist()) == list(range(count))
 
 
 def test_the_order_depends_on_the_generator_alone():
     def order(seed: int) -> list[int]:
-        return [
-            int(label) for _, labels in training_batches(numbered(30), 7, None, generator(seed)) for label in labels
-        ]
+        batches = training_batches(numbered(30), 7, None, generator(seed))
+        return [int(label) for batch in batches for label in batch.labels]
 
     assert order(1) == order(1) != order(2)
 

@@ -29,6 +29,7 @@ from dualcaps.cli.models import Models
 from dualcaps.cli.predict import Predict
 from dualcaps.cli.report import Report
 from dualcaps.cli.reproduce import Reproduce
+from dualcaps.cli.robustness import Robustness
 from dualcaps.cli.serve import Serve
 from dualcaps.cli.train import Train
 from dualcaps.errors import DualcapsError, describe_os_error
@@ -38,6 +39,7 @@ from dualcaps.threads import prepare_threads
 _Command = (
     Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Robustness, tyro.conf.subcommand("robustness")]
     | Annotated[Predict, tyro.conf.subcommand("predict")]
     | Annotated[Explain, tyro.conf.subcommand("explain")]
     | Annotated[Demo, tyro.conf.subcommand("demo")]
@@ -50,7 +52,7 @@ _Command = (
     | Annotated[Report, tyro.conf.subcommand("report")]
 )
 _COMMANDS = (
-    *("train", "evaluate", "predict", "explain", "demo", "export", "serve"),
+    *("train", "evaluate", "robustness", "predict", "explain", "demo", "export", "serve"),
     *("models", "data", "bench", "reproduce", "report"),
 )
 _COMPUTING = (["train"], ["reproduce"], ["bench"])

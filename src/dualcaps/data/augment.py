@@ -1,12 +1,13 @@
 """Augmentation: random changes of training images, each one batched operation on the device.
 
 Every image is changed by its own draw. All operations take and return uint8 images but mixup, which blends
-images and labels as floats.
+images and labels as floats. Mixup and overlap combine the images of a batch, the others change each alone.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -15,6 +16,7 @@ from torch.nn import functional
 
 from dualcaps.config import TestTimeAugmentation
 
+_USUAL_SHIFT = 0.1
 _CROP_SHARE = 1 / 8
 _COPIED_BY_ROWS = 16_384  # values of an image from which on the loop over images is faster
 _IMAGES_IN_CACHE = 4
@@ -37,6 +39,7 @@ class Augmentation:
         colour: multiply brightness, contrast and, of colour images, saturation by 0.7 to 1.3.
         erase: replace a rectangle of 2 to 20 % of the area by noise, half of the time (Zhong et al. 2017).
         mixup: blend each image and label with another one's, the share uniform in [0, 1] (Zhang et al. 2018, alpha 1).
+        overlap: put an image of another class on top of each, so that both classes are to be found, see `overlap`.
     """
 
     shift: float = 0.1
@@ -46,32 +49,44 @@ class Augmentation:
     colour: bool = False
     erase: bool = False
     mixup: bool = False
+    overlap: bool = False
+
+
+class Overlap(NamedTuple):
+    """The two images that each image of a batch consists of, and their class numbers."""
+
+    images: UInt8[Tensor, "batch 2 channels height width"]
+    labels: Int[Tensor, "batch 2"]
 
 
 def parse_augmentation(text: str, flip: bool) -> Augmentation | None:
     """The augmentation that `TrainConfig.augment` names; None for no change.
 
     Args:
-        text: "paper-literal", "none", or "policy" and names of `dualcaps.config.AUGMENTATIONS` joined by commas.
+        text: "paper-literal", "none", or "policy" and names of `dualcaps.config.AUGMENTATIONS` joined by commas;
+            "shift=0.15" moves by up to that share of the side.
         flip: whether a mirrored image of this data set still belongs to its class, for "policy".
     """
     if text == "none":
         return None
     if text == "paper-literal":
         return Augmentation(flip=True)
-    names = set(text.split(","))
-    if "policy" in names:
-        names |= {"shift", "flip"} if flip else {"shift"}
+    amounts: dict[str, str] = {}
+    for part in text.split(","):
+        name, _, amount = part.partition("=")
+        amounts[name] = amount
+    if "policy" in amounts:
+        amounts = {"shift": "", **({"flip": ""} if flip else {}), **amounts}
     return Augmentation(
-        shift=0.1 if "shift" in names else 0.0,
-        **{name: name in names for name in ("flip", "crop", "rotate", "colour", "erase", "mixup")},
+        shift=float(amounts["shift"] or _USUAL_SHIFT) if "shift" in amounts else 0.0,
+        **{name: name in amounts for name in ("flip", "crop", "rotate", "colour", "erase", "mixup", "overlap")},
     )
 
 
 def augment(
     images: UInt8[Tensor, "batch channels height width"], how: Augmentation, generator: torch.Generator
 ) -> UInt8[Tensor, "batch channels height width"]:
-    """Change each image by its own draw; all but mixup, see `mix_up`.
+    """Change each image by its own draw; all but mixup and overlap, see `mix_up` and `overlap`.
 
     Args:
         images: 0 to 255.
@@ -114,6 +129,37 @@ def mix_up(
     weight = share[:, None]
     pixels = weight[..., None, None]
     return images * pixels + images[partner] * (1 - pixels), one_hot * weight + one_hot[partner] * (1 - weight)
+
+
+def overlap(
+    images: UInt8[Tensor, "batch channels height width"],
+    labels: Int[Tensor, "batch"],
+    classes: int,
+    generator: torch.Generator,
+) -> tuple[UInt8[Tensor, "batch channels height width"], Float[Tensor, "batch classes"], Overlap]:
+    """Put another image of the batch, of another class, on top of each: MultiMNIST (Sabour et al. 2017, Section 6).
+
+    Values are added and cut off at 255. Differs by drawing the images anew in each epoch, and by leaving an image
+    alone if all of its batch are of its class.
+
+    Args:
+        images: 0 to 255, on a black background; Sabour et al. move each by up to 4 of 36 pixels before.
+        labels: class numbers.
+        classes: how many there are.
+        generator: of random numbers, on the images' device.
+
+    Returns:
+        The overlapping images, labels that are 1 for both classes, and the two images of each.
+    """
+    count = len(images)
+    score = torch.rand((count, count), generator=generator, device=images.device)
+    partner = score.masked_fill_(labels[:, None] == labels, -1).argmax(dim=1)
+    other = labels[partner] != labels
+    below, above = images, images[partner] * other[:, None, None, None]
+    both = torch.stack([labels, torch.where(other, labels[partner], labels)], dim=1)
+    merged = (below.to(torch.int16) + above).clamp_(max=255).to(torch.uint8)
+    present = functional.one_hot(both, classes).amax(dim=1).to(torch.float32)
+    return merged, present, Overlap(torch.stack([below, above], dim=1), both)
 
 
 def test_time_views(name: TestTimeAugmentation) -> list[tuple[float, Callable[[Tensor], Tensor]]]:
@@ -217,14 +263,26 @@ def _in_pieces(change: Callable[[Tensor, Tensor], Tensor], images: Tensor, draws
 
 
 def _turned(images: Tensor, turn: Tensor) -> Tensor:
-    _, _, height, width = images.shape
     angle = turn * (_ROTATION_DEGREES * torch.pi / 180)
     cosine, sine, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
-    ratio = height / width
-    matrix = torch.stack([cosine, -sine * ratio, zero, sine / ratio, cosine, zero], dim=1).view(-1, 2, 3)
-    grid = functional.affine_grid(matrix, list(images.shape), align_corners=False)
-    turned = functional.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
-    return turned.round_().clamp_(0, 255).to(torch.uint8)
+    return warp(images, torch.stack([cosine, -sine, zero, sine, cosine, zero], dim=1).view(-1, 2, 3))
+
+
+def warp(
+    images: UInt8[Tensor, "batch channels height width"], matrices: Float[Tensor, "batch 2 3"]
+) -> UInt8[Tensor, "batch channels height width"]:
+    """Affine change of each image, linearly interpolated; what comes into the picture repeats the nearest edge.
+
+    Args:
+        images: 0 to 255.
+        matrices: where each pixel is taken from: x and y in pixels from the image's centre, to the right and down,
+            from those of the result.
+    """
+    height, width = images.shape[2:]
+    scale = matrices.new_tensor([[1, height / width, 2 / width], [width / height, 1, 2 / height]])
+    grid = functional.affine_grid(matrices * scale, list(images.shape), align_corners=False)
+    warped = functional.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
+    return warped.round_().clamp_(0, 255).to(torch.uint8)
 
 
 def _jitter_colour(images: Tensor, generator: torch.Generator) -> Tensor:

@@ -3,14 +3,28 @@
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from dualcaps.data.augment import Augmentation, augment, mix_up
+from dualcaps.data.augment import Augmentation, Overlap, augment, mix_up, overlap
 from dualcaps.data.dataset import ImageSplit
 
 _AHEAD = 2  # batches
+
+
+class Batch(NamedTuple):
+    """A batch of training images.
+
+    images: uint8 [B, C, H, W]; with mixup, floats in [0, 1].
+    labels: class numbers [B]; with mixup or overlap, soft labels [B, classes] in [0, 1].
+    overlap: with overlap, the two images that each consists of.
+    """
+
+    images: Tensor
+    labels: Tensor
+    overlap: Overlap | None = None
 
 
 def training_batches(
@@ -19,7 +33,7 @@ def training_batches(
     augmentation: Augmentation | None,
     generator: torch.Generator,
     num_classes: int | None = None,
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Iterator[Batch]:
     """Iterate over one epoch in random order; the last batch may be smaller.
 
     Images on another device than the generator's are copied there batch by batch, selected ahead by a thread.
@@ -29,11 +43,7 @@ def training_batches(
         batch_size: images in a batch.
         augmentation: random changes of the images, or None.
         generator: of random numbers, on the device that is trained on.
-        num_classes: number of classes, needed for mixup.
-
-    Yields:
-        Images uint8 [B, C, H, W] and class numbers [B]; with mixup, floats in [0, 1] and soft labels
-        [B, classes].
+        num_classes: number of classes, needed for mixup and overlap.
     """
     chosen = torch.randperm(len(split), generator=generator, device=generator.device).split(batch_size)
     here = split.labels.device.type == generator.device.type
@@ -44,9 +54,13 @@ def training_batches(
             if augmentation.mixup:
                 assert num_classes is not None
                 floats = images.to(torch.float32, memory_format=torch.channels_last).div_(255)
-                yield mix_up(floats, labels, num_classes, generator)
+                yield Batch(*mix_up(floats, labels, num_classes, generator))
                 continue
-        yield images, labels
+            if augmentation.overlap:
+                assert num_classes is not None
+                yield Batch(*overlap(images, labels, num_classes, generator))
+                continue
+        yield Batch(images, labels)
 
 
 def _select(split: ImageSplit, chosen: Tensor) -> tuple[Tensor, Tensor]:

@@ -212,16 +212,14 @@ def fit(
             total_loss = torch.zeros((), device=device)
             correct = torch.zeros((), dtype=torch.int64, device=device)
             model.train()
-            for images, labels in training_batches(
-                training, config.batch_size, augmentation, generator, len(data.classes)
-            ):
-                outcome = step(images, labels)
+            for batch in training_batches(training, config.batch_size, augmentation, generator, len(data.classes)):
+                outcome = step(*batch)
                 if state.average is not None:
                     state.average.update_parameters(model)
-                total_loss += outcome.loss * len(labels)
+                total_loss += outcome.loss * len(batch.labels)
                 correct += outcome.correct
                 for callback in in_order:
-                    callback.on_batch_end(state, len(labels))
+                    callback.on_batch_end(state, len(batch.labels))
             mean_loss = total_loss.item() / len(training)
             seconds = time.perf_counter() - started
             if not math.isfinite(mean_loss):

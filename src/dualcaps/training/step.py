@@ -16,8 +16,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dualcaps.config import Compile, to_json
+from dualcaps.data.augment import Overlap
+from dualcaps.losses import reconstruction_loss
 from dualcaps.models import Network
 from dualcaps.nn import to_unit_range
+from dualcaps.robustness.overlap import both_found
 from dualcaps.runs.files import write_bytes
 
 _WARM_UP, _TIMED = 3, 10
@@ -31,7 +34,7 @@ class Outcome(NamedTuple):
     """Results of a step, on the device and not synchronised with the host.
 
     loss: the mean over the batch.
-    correct: number of correctly predicted images.
+    correct: number of correctly predicted images; with overlap, of those whose two classes are the two longest.
     """
 
     loss: Float[Tensor, ""]
@@ -104,32 +107,45 @@ class TrainingStep:
         self._record = _record_file(model, batch_size, bfloat16, self._device)
         self.compiled = False
 
-        def compute(images: Tensor, labels: Tensor) -> Outcome:
-            numbers = labels if labels.ndim == 1 else labels.argmax(dim=1)
+        def compute(images: Tensor, labels: Tensor, overlap: Overlap | None) -> Outcome:
+            if overlap is not None:
+                numbers, targets = overlap.labels[:, 0], to_unit_range(overlap.images[:, 0])
+            else:
+                numbers, targets = labels if labels.ndim == 1 else labels.argmax(dim=1), images
             with torch.autocast(self._device.type, torch.bfloat16, enabled=bfloat16):
                 output = model(images)
                 reconstructions = model.reconstruct(output.poses, numbers) if model.decoder else None
             loss = model.loss(
                 output,
                 labels,
-                images,
+                targets,
                 reconstructions,
                 reconstruction_weight=reconstruction_weight,
                 label_smoothing=label_smoothing,
                 class_weight=class_weight,
             )
-            return Outcome(loss, (output.lengths.argmax(dim=1) == numbers).sum())
+            if overlap is None:
+                return Outcome(loss, (output.lengths.argmax(dim=1) == numbers).sum())
+            if model.decoder:
+                with torch.autocast(self._device.type, torch.bfloat16, enabled=bfloat16):
+                    second = model.reconstruct(output.poses, overlap.labels[:, 1])
+                loss = loss + reconstruction_weight * reconstruction_loss(
+                    second.float(), to_unit_range(overlap.images[:, 1])
+                )
+            return Outcome(loss, both_found(output.lengths, overlap.labels).sum())
 
         self._eager = self._compute = compute
         if compile == "always":
             self._start_compiled()
 
-    def __call__(self, images: Tensor, labels: Tensor) -> Outcome:
+    def __call__(self, images: Tensor, labels: Tensor, overlap: Overlap | None = None) -> Outcome:
         """Train on one batch.
 
         Args:
             images: uint8 [B, C, H, W] from 0 to 255, or floats in [0, 1].
             labels: class numbers [B], or soft labels [B, classes].
+            overlap: the two images that each image consists of, which are then reconstructed one after the other,
+                each from the pose of its class (Sabour et al. 2017); the two reconstruction losses are added.
         """
         if images.dtype == torch.uint8:
             images = to_unit_range(images)
@@ -140,12 +156,12 @@ class TrainingStep:
             self._synchronise()
         started = time.perf_counter()
         try:
-            outcome = self._train(compute, images, labels)
+            outcome = self._train(compute, images, labels, overlap)
         except (RuntimeError, OSError) as error:
             if compute is self._eager or isinstance(error, torch.OutOfMemoryError):
                 raise
             self._return_to_eager(f"not compiled: {_first_line(error)}")
-            outcome = self._train(self._eager, images, labels)
+            outcome = self._train(self._eager, images, labels, overlap)
             timed = False
         self._steps_left -= 1
         self._number += 1
@@ -158,14 +174,20 @@ class TrainingStep:
                 self._judge()
         return outcome
 
-    def _train(self, compute: Callable[[Tensor, Tensor], Outcome], images: Tensor, labels: Tensor) -> Outcome:
+    def _train(
+        self,
+        compute: Callable[[Tensor, Tensor, Overlap | None], Outcome],
+        images: Tensor,
+        labels: Tensor,
+        overlap: Overlap | None,
+    ) -> Outcome:
         if self._schedule is not None:
             for group in self._optimizer.param_groups:
                 group["lr"] = self._schedule(self._number)
         self._optimizer.zero_grad()
         if compute is not self._eager and self._device.type == "cuda":
             torch.compiler.cudagraph_mark_step_begin()
-        outcome = compute(images, labels)
+        outcome = compute(images, labels, overlap)
         outcome.loss.backward()
         if self._grad_clip is not None:
             torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._grad_clip)

@@ -1,6 +1,8 @@
-"""MNIST and Fashion-MNIST: four IDX files each."""
+"""MNIST and Fashion-MNIST: four IDX files each; MNIST also in the middle of larger canvases."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +37,7 @@ def read_idx(path: Path) -> np.ndarray:
         return read_rest(stream, shape, np.dtype(np.uint8), path)
 
 
-def _read_idx_files(paths: Sequence[Path], config: DataConfig) -> Labelled:
+def _read_idx_files(paths: Sequence[Path], config: DataConfig, margin: int = 0) -> Labelled:
     parts = {}
     for part, (image_path, label_path) in {"train": paths[:2], "test": paths[2:]}.items():
         images, labels = read_idx(image_path), read_idx(label_path)
@@ -43,7 +45,7 @@ def _read_idx_files(paths: Sequence[Path], config: DataConfig) -> Labelled:
             raise DataError(f"{image_path}: holds an array of shape {images.shape}, not images [N, 28, 28]")
         if labels.shape != images.shape[:1]:
             raise DataError(f"{label_path}: {labels.size} labels for the {len(images)} images in {image_path.name}")
-        parts[part] = images[:, None], labels
+        parts[part] = np.pad(images[:, None], ((0, 0), (0, 0), (margin, margin), (margin, margin))), labels
     return bring_to(parts, config)
 
 
@@ -96,6 +98,29 @@ def mnist() -> DataSet:
         ),
         flip=False,
     )
+
+
+def _on_canvas(margin: int) -> DataSet:
+    """The card of MNIST with black pixels added on each side."""
+    card, side = mnist(), 28 + 2 * margin
+    return dataclasses.replace(
+        card,
+        name=f"mnist-{side}",
+        size=(side, side),
+        layouts=(Layout(IDX_FILES, partial(_read_idx_files, margin=margin)),),
+    )
+
+
+@register_dataset("mnist-36")
+def mnist_36() -> DataSet:
+    """MNIST on a canvas of 36x36 pixels, on which MultiMNIST's digits overlap (Sabour et al. 2017)."""
+    return _on_canvas(4)
+
+
+@register_dataset("mnist-40")
+def mnist_40() -> DataSet:
+    """MNIST on a canvas of 40x40 pixels, as affNIST's unchanged images (Tieleman 2013)."""
+    return _on_canvas(6)
 
 
 @register_dataset("fashion-mnist")

@@ -1,0 +1,266 @@
+"""Routing methods beside each other, with a learning rate tuned for each; writes `results/routing/`.
+
+    python benchmarks/routing_table.py digits fashion-mnist
+
+All are `capsnet` with the paper's trunk, the same votes and parents of 16 dimensions, trained by the recipe `paper`.
+First each method is trained with each of four learning rates and a seed that is not used again; the rate with the
+highest validation accuracy is taken. Then it is trained with several seeds; the epoch is selected on validation images
+and the test images are read once. Trainings run through the command line; stopped ones are resumed.
+"""
+
+import argparse
+import csv
+import io
+import math
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from common import ROOT
+from scipy.stats import t
+
+from dualcaps import create_model
+from dualcaps.bench import interleave, our_training, peak_memory, random_split
+from dualcaps.inference import choose_precision
+from dualcaps.models import count_parameters
+from dualcaps.runs.files import write_text
+from dualcaps.runs.run import Run, environment
+
+METHODS: dict[str, dict[str, Any]] = {
+    "dynamic, 1 iteration": {"routing": "dynamic", "iterations": 1},
+    "dynamic, 3 iterations": {"routing": "dynamic", "iterations": 3},
+    "dynamic, 5 iterations": {"routing": "dynamic", "iterations": 5},
+    "EM, 3 iterations": {"routing": "em", "iterations": 3},
+    "self-attention": {"routing": "self-attention"},
+    "inverted attention, 3 iterations": {"routing": "inverted-attention", "iterations": 3},
+    "self-routing": {"routing": "self-routing"},
+    "uniform": {"routing": "uniform"},
+}
+COMPARED_WITH = "dynamic, 3 iterations"
+RATES = ("0.0003", "0.001", "0.003", "0.01")
+TUNING_SEED = 100
+
+
+class Budget(NamedTuple):
+    """Epochs of tuning and of the final trainings, and how many seeds these have."""
+
+    tuning: int
+    final: int
+    seeds: int
+
+
+BUDGETS = {"digits": Budget(20, 40, 5), "fashion-mnist": Budget(2, 5, 3)}
+BATCH = 128
+
+
+def main() -> None:
+    """Tune, train, measure, write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("data", nargs="+", choices=BUDGETS)
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "routing")
+    parser.add_argument("--out", type=Path, default=ROOT / "results" / "routing")
+    parser.add_argument("--only", nargs="+", choices=("train", "cost", "table"), default=("train", "cost", "table"))
+    parser.add_argument("--peak-memory-of", choices=METHODS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.peak_memory_of:
+        _step(options.peak_memory_of, 1)()
+        print(peak_memory())
+        return
+    for data in options.data:
+        if "train" in options.only:
+            train(data, options.runs)
+            write(options.out / f"runs-{data}.csv", rows(data, options.runs))
+    if "cost" in options.only:
+        write(options.out / "cost.csv", cost())
+    if "table" in options.only:
+        write_text(options.out / "RESULTS.md", table(options.out))
+
+
+def train(data: str, runs: Path) -> None:
+    """All trainings of a data set; finished ones are left as they are."""
+    budget = BUDGETS[data]
+    for method in METHODS:
+        for rate in RATES:
+            _train(data, method, rate, TUNING_SEED, budget.tuning, runs)
+    for seed in range(budget.seeds):
+        for method in METHODS:
+            _train(data, method, best_rate(data, method, runs), seed, budget.final, runs)
+
+
+def _train(data: str, method: str, rate: str, seed: int, epochs: int, runs: Path) -> None:
+    switches = [text for name, value in METHODS[method].items() for text in (f"--{name}", str(value))]
+    arguments = ["train", data, "--model", "capsnet", *switches, "--lr", rate, "--epochs", str(epochs)]
+    arguments += ["--seed", str(seed), "--out", str(folder(data, method, rate, seed, epochs, runs)), "--resume"]
+    subprocess.run([sys.executable, "-m", "dualcaps", *arguments], check=True)
+
+
+def folder(data: str, method: str, rate: str, seed: int, epochs: int, runs: Path) -> Path:
+    """The folder of a run."""
+    name = method.lower().replace(", ", "-").replace(" ", "-")
+    return runs / data / f"{name}-lr{rate}-{epochs}-seed{seed}"
+
+
+def best_rate(data: str, method: str, runs: Path) -> str:
+    """The rate with the highest validation accuracy of its best epoch; of equal ones the lowest loss."""
+
+    def quality(rate: str) -> tuple[float, float]:
+        run = Run.open(folder(data, method, rate, TUNING_SEED, BUDGETS[data].tuning, runs))
+        best = max(run.history, key=lambda line: line["validation_accuracy"])
+        return best["validation_accuracy"], -best["loss"]
+
+    return max(RATES, key=quality)
+
+
+def rows(data: str, runs: Path) -> list[dict[str, str]]:
+    """One row for each finished training: tuning and final."""
+    budget, found = BUDGETS[data], []
+    for method in METHODS:
+        for rate in RATES:
+            wanted = [(TUNING_SEED, budget.tuning), *((seed, budget.final) for seed in range(budget.seeds))]
+            for seed, epochs in wanted:
+                path = folder(data, method, rate, seed, epochs, runs)
+                if not (path / "result.json").is_file():
+                    continue
+                run = Run.open(path)
+                assert run.result is not None
+                session = run.provenance["sessions"][0]
+                best = max(run.history, key=lambda line: line["validation_accuracy"])
+                found.append(
+                    {
+                        "data": data,
+                        "method": method,
+                        "use": "tuning" if seed == TUNING_SEED else "final",
+                        "lr": rate,
+                        "seed": str(seed),
+                        "epochs": str(epochs),
+                        "validation_accuracy": f"{best['validation_accuracy']:.6g}",
+                        "test_accuracy": "" if seed == TUNING_SEED else f"{run.result['test_accuracy']:.6g}",
+                        "seconds": f"{sum(line['seconds'] for line in run.history):.1f}",
+                        "images_sha256": run.provenance["data"]["sha256"],
+                        "precision": run.result["precision"],
+                        "processor": session["processor"],
+                        "threads": str(session["threads"]),
+                        "torch": session["versions"]["torch"],
+                        "commits": " ".join(sorted({str(one["commit"]) for one in run.provenance["sessions"]})),
+                    }
+                )
+    return found
+
+
+def cost() -> list[dict[str, str]]:
+    """Parameters, training speed and peak memory of each method at 28x28 pixels, 10 classes."""
+    timings = interleave({method: _step(method, 10) for method in METHODS}, rounds=5, items=10 * BATCH)
+    machine = environment(torch.device("cpu"), "")
+    found = []
+    for method, timing in timings.items():
+        model = create_model("capsnet", decoder=False, **METHODS[method])
+        command = [sys.executable, __file__, "digits", "--peak-memory-of", method]
+        memory = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        found.append(
+            {
+                "method": method,
+                "parameters": str(count_parameters(model)),
+                "images_per_second": f"{timing.rate:.1f}",
+                "slowest": f"{timing.slowest:.1f}",
+                "fastest": f"{timing.fastest:.1f}",
+                "n": str(len(timing.seconds)),
+                "peak_megabytes": f"{float(memory):.0f}",
+                "precision": choose_precision("auto", torch.device("cpu")),
+                "processor": machine["processor"],
+                "threads": str(machine["threads"]),
+                "torch": machine["versions"]["torch"],
+                "commit": str(machine["commit"]),
+            }
+        )
+    return found
+
+
+def _step(method: str, steps: int) -> Callable[[], None]:
+    """Training steps without compiling, as a function."""
+    model = create_model("capsnet", **METHODS[method])
+    part = random_split((1, 28, 28), steps * BATCH, torch.device("cpu"))
+    return our_training(model, part, BATCH, choose_precision("auto", torch.device("cpu")), "never")
+
+
+def write(file: Path, found: Sequence[dict[str, str]]) -> None:
+    """Write rows as a CSV file."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(found[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(found)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_text(file, text.getvalue())
+    print(file, flush=True)
+
+
+def table(out: Path) -> str:
+    """The tables in Markdown, from the CSV files."""
+    text = [
+        "# Routing methods",
+        "",
+        "Generated by `python benchmarks/routing_table.py` from the CSV files beside it.",
+        "",
+    ]
+    with (out / "cost.csv").open() as file:
+        costs = {row["method"]: row for row in csv.DictReader(file)}
+    for data, budget in BUDGETS.items():
+        if not (out / f"runs-{data}.csv").exists():
+            continue
+        with (out / f"runs-{data}.csv").open() as file:
+            found = list(csv.DictReader(file))
+        text += [f"## {data}", "", *_summary(budget, found, costs), ""]
+    machine = next(iter(costs.values()))
+    text += [
+        f"Parameters without the decoder. Speed and memory: training steps of {BATCH} images of 28×28 pixels, "
+        f"10 classes, with the decoder, not compiled, {machine['precision']}; medians of {machine['n']} interleaved "
+        f"runs and the peak of a process of its own; {machine['processor']}, {machine['threads']} thread, torch "
+        f"{machine['torch']}.",
+        "",
+    ]
+    return "\n".join(text)
+
+
+def _summary(budget: Budget, found: Sequence[dict[str, str]], costs: dict[str, dict[str, str]]) -> list[str]:
+    accuracies = {
+        method: [100 * float(row["test_accuracy"]) for row in found if (row["method"], row["use"]) == (method, "final")]
+        for method in METHODS
+    }
+    done = {method: values for method, values in accuracies.items() if len(values) >= 2}
+    freedom = sum(len(values) - 1 for values in done.values())
+    spread = math.sqrt(
+        sum((len(values) - 1) * statistics.variance(values) for values in done.values()) / max(freedom, 1)
+    )
+    lines = [
+        f"`capsnet`, {budget.final} epochs, n = {budget.seeds} seeds, the epoch selected on validation images. The "
+        f"learning rate of each method: the best of {', '.join(RATES)} after {budget.tuning} epochs with another seed.",
+        "",
+        f"| method | rate | test accuracy, % | over {COMPARED_WITH}, points | parameters | images/s | MB |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    reference = done.get(COMPARED_WITH)
+    for method, values in done.items():
+        rate = next(row["lr"] for row in found if (row["method"], row["use"]) == (method, "final"))
+        against = "–"
+        if reference and method != COMPARED_WITH:
+            margin = t.ppf(0.975, freedom) * spread * math.sqrt(1 / len(values) + 1 / len(reference))
+            gain = statistics.mean(values) - statistics.mean(reference)
+            against = f"{gain:+.2f} ± {margin:.2f}"
+        mean = f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f} ({len(values)})"
+        price = costs[method]
+        lines.append(
+            f"| {method} | {rate} | {mean} | {against} | {int(price['parameters']):,} | "
+            f"{float(price['images_per_second']):,.0f} | {price['peak_megabytes']} |"
+        )
+    missing = [method for method in METHODS if len(accuracies[method]) < budget.seeds]
+    lines += ["", "± std (n); the differences with 95 % intervals, the variance pooled over the methods."]
+    if missing:
+        lines.append(f"Not all seeds are done of: {', '.join(missing)}.")
+    return lines
+
+
+if __name__ == "__main__":
+    main()

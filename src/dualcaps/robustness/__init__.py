@@ -1,0 +1,1 @@
+"""Robustness: how a trained network classifies changed, corrupted, attacked and overlapping images."""

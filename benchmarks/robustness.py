@@ -1,0 +1,236 @@
+"""Generalisation and attack: four networks on MNIST, trained to the same accuracy; writes `results/robustness/`.
+
+    python benchmarks/robustness.py --seeds 3
+
+Affine changes, rotations, shifts, corruptions and attacks: trained on MNIST on a canvas of 40x40 pixels with shifts and
+nothing else, until an epoch has 99.2 % of the validation images right (Sabour et al. 2017 compare networks of 99.2 %),
+then tested on affNIST's changes of all test images and the suite of `dualcaps robustness` of 1,000 of them. Overlapping
+digits: trained on MultiMNIST for five epochs. Stopped trainings are resumed; measurements are kept run by run.
+"""
+
+import argparse
+import csv
+import io
+import json
+import statistics
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import ROOT
+
+from dualcaps import TrainConfig, create_model, fit, load_data, load_model
+from dualcaps.data.dataset import ImageDataset
+from dualcaps.inference import run_data
+from dualcaps.robustness.suite import SUITES, robustness
+from dualcaps.runs.files import write_json, write_text
+from dualcaps.runs.run import Run
+from dualcaps.training.callbacks import Callback, TrainingState
+
+NETWORKS = ("cnn", "capsnet", "da-capsnet", "sabour-capsnet")
+PARTS: dict[str, dict[str, Any]] = {
+    "mnist-40": {"epochs": 10, "augment": "shift=0.15"},
+    "mnist-36": {"epochs": 5, "augment": "shift=0.112,overlap", "protocol": "last"},
+}
+TARGET = 0.992  # of the validation images, at which training on single digits ends
+COUNT, ATTACKED, AFFINE = 1_000, 100, 10_000
+MEASURED = "robustness.json"
+
+
+class StopAt(Callback):
+    """Stop when an epoch has reached the target."""
+
+    def on_start(self, state: TrainingState) -> None:
+        """Stop a resumed training that had reached it."""
+        self.on_epoch_end(state)
+
+    def on_epoch_end(self, state: TrainingState) -> None:
+        """Compare the last epoch with the target."""
+        if state.history and state.history[-1]["validation_accuracy"] >= TARGET:
+            state.stop = f"{TARGET:.1%} of the validation images are right"
+
+
+def main() -> None:
+    """Train, measure, write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--data", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "robustness")
+    parser.add_argument("--out", type=Path, default=ROOT / "results" / "robustness")
+    options = parser.parse_args()
+    for name in options.data:
+        data = load_data(name)
+        for seed in range(options.seeds):
+            for network in options.networks:
+                measure(train(data, network, seed, options.runs), data)
+                write(options.runs, options.out)
+    write(options.runs, options.out)
+
+
+def train(data: ImageDataset, network: str, seed: int, runs: Path) -> Run:
+    """The finished run of a network."""
+    path = runs / data.name / f"{network}-seed{seed}"
+    if not (path / "result.json").is_file():
+        torch.manual_seed(seed)
+        model = create_model(network, data.image_shape, len(data.classes))
+        callbacks = [StopAt()] if data.name == "mnist-40" else []
+        fit(model, data, TrainConfig(seed=seed, **PARTS[data.name]), out=path, resume=True, callbacks=callbacks)
+    return Run.open(path)
+
+
+def measure(run: Run, data: ImageDataset) -> None:
+    """Keep the run's scores in its folder."""
+    if (run.path / MEASURED).is_file():
+        return
+    model, test = load_model(run), run_data(run).test
+    if data.name == "mnist-36":
+        found = robustness(model, test, ["overlap"], count=len(test))
+        scores = found.scores
+    else:
+        scores = robustness(model, test, ["affine"], count=AFFINE).scores
+        suites = [name for name in SUITES if name not in ("affine", "overlap")]
+        found = robustness(model, test, suites, count=COUNT, attacked=ATTACKED)
+        scores = [*scores, *(score for score in found.scores if score.suite != "clean")]
+    kept = {
+        "scores": [score._asdict() for score in scores],
+        "gradients": found.gradients and {**found.gradients._asdict(), "signs": found.gradients.signs()},
+        "overlap": found.overlap and found.overlap._asdict(),
+    }
+    write_json(run.path / MEASURED, kept)
+    print(f"{run.path}: measured", flush=True)
+
+
+def rows(runs: Path) -> Iterator[dict[str, Any]]:
+    """A row for each number measured."""
+    for file in sorted(runs.glob(f"*/*/{MEASURED}")):
+        run, found = Run.open(file.parent), json.loads(file.read_text(encoding="utf-8"))
+        session = run.provenance["sessions"][0]
+        about = {
+            "data": run.data.source,
+            "network": run.model.name,
+            "seed": run.training.seed,
+            "epochs": len(run.history),
+            "commits": " ".join(sorted({str(one["commit"]) for one in run.provenance["sessions"]})),
+            "processor": session["processor"],
+            "torch": session["versions"]["torch"],
+        }
+        for score in found["scores"]:
+            yield {**about, **score, "accuracy": f"{score['accuracy']:.6g}"}
+        for group in ("gradients", "overlap"):
+            for name, value in (found[group] or {}).items():
+                if isinstance(value, float):
+                    yield {**about, "suite": group, "change": name, "accuracy": f"{value:.6g}"}
+
+
+def write(runs: Path, out: Path) -> None:
+    """Write the scores as CSV and the tables."""
+    found = list(rows(runs))
+    if not found:
+        return
+    text = io.StringIO()
+    fields = ("data", "network", "seed", "epochs", "suite", "change", "strength", "images", "accuracy")
+    writer = csv.DictWriter(text, [*fields, "commits", "processor", "torch"], restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(found)
+    write_text(out / "scores.csv", text.getvalue())
+    write_text(out / "RESULTS.md", tables(found))
+
+
+def tables(found: Sequence[dict[str, Any]]) -> str:
+    """The tables in Markdown: means over the seeds with standard deviations."""
+    single = [row for row in found if row["data"] == "mnist-40"]
+    pairs = [row for row in found if row["data"] == "mnist-36"]
+    text = ["# Generalisation and attack", "", "Generated by `python benchmarks/robustness.py` from scores.csv.", ""]
+    if single:
+        text += [
+            f"MNIST on 40×40 pixels, trained with shifts only until {TARGET:.1%} of the validation images are right. "
+            f"Accuracy in % ± std (n seeds): unchanged and affine of {AFFINE:,} test images, the others of {COUNT:,}, "
+            f"attacks of {ATTACKED}. Corruptions are means over five severities.",
+            "",
+            *_table(single, _LINES),
+            "",
+            "Gradients of the attacked networks: the check of `dualcaps robustness`.",
+            "",
+            *_table(single, _GRADIENTS),
+            "",
+        ]
+    if pairs:
+        text += [
+            "Overlapping digits (MultiMNIST on 36×36 pixels, trained for five epochs); reconstruction errors are mean "
+            "squared differences of values in [0, 1], times 10,000.",
+            "",
+            *_table(pairs, _PAIRS),
+            "",
+        ]
+    return "\n".join(text)
+
+
+Line = tuple[str, str, str | None, float | None, float]  # heading, suite, change, strength, factor
+
+_LINES: tuple[Line, ...] = (
+    ("unchanged", "clean", None, None, 100),
+    ("affine, as affNIST", "affine", None, None, 100),
+    *((f"rotated by {degrees:g}°", "rotation", None, degrees, 100) for degrees in (15.0, 30.0, 45.0, 60.0, 90.0)),
+    *((f"shifted by {100 * share:g} %", "shift", None, share, 100) for share in (0.05, 0.1, 0.15, 0.2, 0.25)),
+    ("all corruptions", "corruption", None, None, 100),
+    *(
+        (name, "corruption", name, None, 100)
+        for name in (
+            *("gaussian noise", "shot noise", "impulse noise", "gaussian blur", "motion blur", "brightness"),
+            *("contrast", "pixelate", "jpeg", "spatter", "stripe", "zigzag"),
+        )
+    ),
+    *(
+        (f"{attack}, {label}", "attack", attack, size, 100)
+        for attack in ("FGSM", "PGD")
+        for label, size in (("2/255", 2 / 255), ("8/255", 8 / 255), ("0.1", 0.1), ("0.2", 0.2), ("0.3", 0.3))
+    ),
+)
+_GRADIENTS: tuple[Line, ...] = (
+    ("images without a gradient, %", "gradients", "zero_gradients", None, 100),
+    ("difference from finite differences, %", "gradients", "finite_difference", None, 100),
+    ("right under random changes of 0.1, %", "gradients", "noise_accuracy", None, 100),
+    ("right under PGD of 0.1, %", "gradients", "pgd_accuracy", None, 100),
+    ("right under PGD without a bound, %", "gradients", "unbounded_accuracy", None, 100),
+)
+_PAIRS: tuple[Line, ...] = (
+    ("both digits right, %", "overlap", "both", None, 100),
+    ("digits right, %", "overlap", "each", None, 100),
+    ("reconstruction error", "overlap", "reconstruction_error", None, 10_000),
+    ("of a black picture", "overlap", "blank_error", None, 10_000),
+)
+
+
+def _table(found: Sequence[dict[str, Any]], lines: Sequence[Line]) -> list[str]:
+    networks = [name for name in NETWORKS if any(row["network"] == name for row in found)]
+    text = [f"| | {' | '.join(networks)} |", f"| --- |{' ---: |' * len(networks)}"]
+    for heading, suite, change, strength, factor in lines:
+        cells = []
+        for network in networks:
+            chosen = [
+                row
+                for row in found
+                if (row["network"], row["suite"]) == (network, suite)
+                and change in (None, row["change"])
+                and (strength is None or abs(row["strength"] - strength) < 1e-9)
+            ]
+            seeds = sorted({row["seed"] for row in chosen})
+            means = [
+                factor * statistics.mean(float(row["accuracy"]) for row in chosen if row["seed"] == seed)
+                for seed in seeds
+            ]
+            spread = f" ± {statistics.stdev(means):.1f}" if len(means) > 1 else ""
+            cells.append(f"{statistics.mean(means):.1f}{spread} ({len(means)})" if means else "–")
+        text.append(f"| {heading} | {' | '.join(cells)} |")
+    epochs = {
+        network: sorted({(row["seed"], row["epochs"]) for row in found if row["network"] == network})
+        for network in networks
+    }
+    cells = [", ".join(str(count) for _, count in epochs[network]) for network in networks]
+    return [*text, f"| epochs of each seed | {' | '.join(cells)} |"]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,5 +1,7 @@
 """Records from run folders and from CSV files: the same, complete, and refused where damaged."""
 
+import csv
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -10,8 +12,9 @@ from made_records import record
 from support import skip_pictures, write_shapes
 
 from dualcaps import RunError, TrainConfig, create_model, fit, load_data
+from dualcaps.runs.run import Run
 from dualcaps.study.experiments.card import data_key
-from dualcaps.study.records import Copy, Records, read_records, write_records
+from dualcaps.study.records import Copy, Records, copy_of, read_records, record_of, write_records
 
 
 @pytest.fixture(scope="module")
@@ -99,12 +102,61 @@ def test_every_field_survives_the_way_through_csv(tmp_path: Path, official):
         record("capsnet, width 397", 'odd, "name"', seed=seed, official=official, accuracies=[1 / 3, 99.999999])
         for seed in (0, 1)
     )
-    copies = {"cifar-10": Copy("JPEG copy", False)}
+    copies = {("cifar-10", ""): Copy("JPEG copy", False), ("cifar-10", "00ff"): Copy("nearly all", True)}
     write_records(Records(members, (("a, b", 'because "c"\nd'),), copies, {}), tmp_path)
     again = read_records([tmp_path])
     assert again.runs == members
     assert again.failures == (("a, b", 'because "c"\nd'),)
     assert again.copies == copies
+
+
+def test_a_record_says_how_it_came_about(trained: Path):
+    folder = trained / "seed-0"
+    provenance = json.loads((folder / "provenance.json").read_text())
+    first = provenance["sessions"][0]
+    provenance["sessions"] = [{**first, "commit": "aa"}, {**first, "commit": None}, {**first, "commit": "bb"}]
+    (folder / "provenance.json").write_text(json.dumps(provenance))
+    found = record_of(Run.open(folder))
+    assert found.commits == "aa - bb"
+    assert found.commit == "bb"
+    assert found.images_sha256 == provenance["data"]["source_sha256"] != found.sha256
+    assert found.preparation == "12x12, 1 channel"
+    assert found.compiled == "never"
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    cases = (((True, True), "from epoch 1"), ((False, True), "from epoch 2"), ((True, False), "in epochs 1"))
+    for compiled, words in cases:
+        changed = [{**line, "compiled": flag} for line, flag in zip(lines, compiled, strict=True)]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in changed))
+        assert record_of(Run.open(folder)).compiled == words
+    (folder / "metrics.jsonl").write_text(
+        "".join(json.dumps({k: v for k, v in line.items() if k != "compiled"}) + "\n" for line in lines)
+    )
+    assert record_of(Run.open(folder)).compiled == ""
+
+
+def test_records_of_before_lack_what_was_not_recorded(tmp_path: Path):
+    write_records(Records((record(),), (), {}, {}), tmp_path)
+    file = tmp_path / "runs.csv"
+    with file.open(newline="") as opened:
+        lines = list(csv.DictReader(opened))
+    columns = [name for name in lines[0] if name not in ("images_sha256", "preparation", "compiled", "commits")]
+    with file.open("w", newline="") as opened:
+        writer = csv.DictWriter(opened, columns, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(lines)
+    assert read_records([tmp_path]).runs == (record(),)
+
+
+def test_runs_on_other_copies_of_a_data_set_are_not_averaged():
+    copies = [
+        dataclasses.replace(record("capsnet", "cifar-10", seed=seed, official=False), images_sha256=images)
+        for seed, images in ((0, ""), (1, "00ff"), (2, "11ff"))
+    ]
+    assert len({one.condition for one in copies}) == 3
+    official = [dataclasses.replace(one, official=True) for one in copies]
+    assert len({one.condition for one in official}) == 1
+    known = {("cifar-10", ""): Copy("JPEG copy", False), ("cifar-10", "00ff"): Copy("nearly all", True)}
+    assert [copy_of(one, known) for one in copies] == [known["cifar-10", key] for key in ("", "00ff", "")]
 
 
 def test_damaged_records_are_refused_with_the_file_named(tmp_path: Path):

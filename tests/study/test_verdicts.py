@@ -11,7 +11,7 @@ from made_records import record
 from dualcaps.study import paper
 from dualcaps.study.experiments import DataKey, Variant
 from dualcaps.study.paper import Printed
-from dualcaps.study.records import Copy, Record, Records
+from dualcaps.study.records import Copy, CopyKey, Record, Records
 from dualcaps.study.statistics import cells
 from dualcaps.study.verdicts import Finding, holm, judge
 
@@ -21,7 +21,7 @@ ACCURACY = Printed("Table 2", FASHION, CAPSNET, "accuracy", 92.0)
 GAIN = Printed("Table 2", FASHION, DA_CAPSNET, "gain", 1.57, CAPSNET)
 
 
-def records(*members: Record, copies: dict[str, Copy] | None = None) -> Records:
+def records(*members: Record, copies: dict[CopyKey, Copy] | None = None) -> Records:
     return Records(tuple(members), (), copies or {}, {})
 
 
@@ -145,9 +145,9 @@ def test_another_recipe_or_other_images_allow_no_verdict():
         finding = judged(ACCURACY, records(*runs((95.0, 95.1, 95.2), official=official)))
         assert (finding.verdict, finding.reason) == ("inconclusive", "not the official images")
     copied = runs((95.0, 95.1, 95.2), official=False)
-    same = records(*copied, copies={"fashion-mnist": Copy("packed anew", True)})
+    same = records(*copied, copies={("fashion-mnist", ""): Copy("packed anew", True)})
     assert judged(ACCURACY, same).verdict == "exceeds"
-    other = records(*copied, copies={"fashion-mnist": Copy("JPEG copy", False)})
+    other = records(*copied, copies={("fashion-mnist", ""): Copy("JPEG copy", False)})
     assert judged(ACCURACY, other).verdict == "inconclusive"
 
 

@@ -2,8 +2,8 @@
 
 A folder of records holds `runs.csv` (a line for each run), `epochs.csv` (a line for each epoch),
 `failures.csv` and `strips/<run>/` with the reconstructions that were kept; both ways of reading
-give the same records. `copies.csv` (columns data, copy, same_pixels: yes or no) may name
-a data set's files that are not the official ones.
+give the same records. `copies.csv`, written by hand (columns data, images_sha256, copy, same_pixels: yes or no), may
+name a data set's files that are not the official ones; a line without a hash is of runs that have none or another.
 """
 
 import csv
@@ -79,6 +79,10 @@ class Record:
             last start.
         settings: the configuration of model, training and data as JSON.
         history: one entry per epoch.
+        images_sha256: of the images alone, before they were split; "" where it was not recorded, in runs of format 1.
+        preparation: the images' size and what else was done to them before training, in words.
+        compiled: in which epochs the training step was compiled, in words; "" where it was not recorded.
+        commits: the commit of each start and resumption, in order, separated by spaces; - where it is not known.
     """
 
     run: str
@@ -109,6 +113,10 @@ class Record:
     started: str
     settings: str
     history: tuple[Epoch, ...] = dataclasses.field(repr=False)
+    images_sha256: str = ""
+    preparation: str = ""
+    compiled: str = ""
+    commits: str = ""
 
     @functools.cached_property
     def asked(self) -> dict[str, Any]:
@@ -127,9 +135,10 @@ class Record:
         training["lr"] = round(training["lr"] * max(1.0, model["width"] / usual), 9)
         training = {name: value for name, value in training.items() if value != _TRAINING_DEFAULTS.get(name, ...)}
         images = self.training_images + self.validation_images + self.test_images
+        which = self.images_sha256 if self.official is False else ""
         data = _without(self.asked["data"], "split_seed")
         data = {name: value for name, value in data.items() if value != _DATA_DEFAULTS.get(name, ...)}
-        return json.dumps([training, data, images, self.precision, self.official])
+        return json.dumps([training, data, images, self.precision, self.official, which])
 
 
 # Defaults stand in for fields that runs of format 1 did not have.
@@ -148,6 +157,15 @@ class Copy(NamedTuple):
     same_pixels: bool
 
 
+CopyKey = tuple[str, str]
+
+
+def copy_of(record: "Record", copies: Mapping[CopyKey, Copy]) -> Copy | None:
+    """The description of the files that a run was trained on."""
+    source = record.data.source
+    return copies.get((source, record.images_sha256)) or copies.get((source, ""))
+
+
 @dataclass(frozen=True)
 class Records:
     """The runs and failures that a report is made of.
@@ -156,13 +174,13 @@ class Records:
         runs: the finished runs, in the order of data, network, protocol, epochs and seed.
         failures: names and reasons of runs that failed, are unfinished or damaged, and of data sets that were
             not found; without runs that have been finished since.
-        copies: descriptions of files that are not official, by data set.
+        copies: descriptions of files that are not official, by data set and hash of the images, or "" for all others.
         strips: the folder of each run's reconstructions.
     """
 
     runs: tuple[Record, ...]
     failures: tuple[tuple[str, str], ...]
-    copies: Mapping[str, Copy]
+    copies: Mapping[CopyKey, Copy]
     strips: Mapping[str, Path]
 
     @functools.cached_property
@@ -183,7 +201,7 @@ def read_records(sources: Sequence[str | Path]) -> Records:
     found: dict[str, Record] = {}
     strips: dict[str, Path] = {}
     failures: dict[str, str] = {}
-    copies: dict[str, Copy] = {}
+    copies: dict[CopyKey, Copy] = {}
     for source in map(Path, sources):
         if not source.is_dir():
             raise RunError(f"{source}: no such folder: name run folders, or a folder of them")
@@ -234,12 +252,15 @@ def labels(keys: Iterable[DataKey]) -> dict[DataKey, str]:
     return {key: f"{key} [{key.place}]" if key.place and places[str(key)] > 1 else str(key) for key in distinct}
 
 
-def read_copies(folder: Path) -> dict[str, Copy]:
+def read_copies(folder: Path) -> dict[CopyKey, Copy]:
     """Read `copies.csv` of a folder, if there is one; raises RunError if it is damaged."""
     if not (folder / COPIES).is_file():
         return {}
     lines = _read_csv(folder / COPIES, ("data", "copy", "same_pixels"))
-    return {line["data"]: Copy(line["copy"], line["same_pixels"] == "yes") for line in lines}
+    return {
+        (line["data"], line.get("images_sha256", "")): Copy(line["copy"], line["same_pixels"] == "yes")
+        for line in lines
+    }
 
 
 def write_records(records: Records, out: Path) -> None:
@@ -254,8 +275,8 @@ def write_records(records: Records, out: Path) -> None:
     write_csv(out / EPOCHS, ["run", *Epoch._fields], epochs)
     write_csv(out / FAILED, ["run", "reason"], records.failures)
     if records.copies:
-        lines = ([data, copy.name, _text(copy.same_pixels)] for data, copy in sorted(records.copies.items()))
-        write_csv(out / COPIES, ["data", "copy", "same_pixels"], lines)
+        lines = ([*key, copy.name, _text(copy.same_pixels)] for key, copy in sorted(records.copies.items()))
+        write_csv(out / COPIES, ["data", "images_sha256", "copy", "same_pixels"], lines)
 
 
 def run_name(network: object, data: object, protocol: str, epochs: int, seed: int) -> str:
@@ -360,11 +381,40 @@ def record_of(run: Run) -> Record:
             started=session["started"],
             settings=json.dumps(settings),
             history=history,
+            images_sha256=data.get("source_sha256") or "",
+            preparation=_preparation(run),
+            compiled=_compiled(run.history),
+            commits=" ".join(one["commit"] or "-" for one in run.provenance["sessions"]),
         )
         _check(record)
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise RunError(f"{run.path}: damaged ({type(error).__name__}: {error}): {runs.TRAIN_AGAIN}") from error
     return record
+
+
+def _preparation(run: Run) -> str:
+    """What was done to the images before training, in words."""
+    channels, height, width = run.model.image_shape
+    words = [f"{height}x{width}, {channels} channel{'s' * (channels > 1)}"]
+    if run.data.camera is not None:
+        words.append(f"camera {run.data.camera}")
+    if run.model.crop is not None:
+        words.append(f"random crops of {run.model.crop[0]}x{run.model.crop[1]}, the centre at the test")
+    if run.model.standardise:
+        words.append("each image standardised")
+    return ", ".join(words)
+
+
+def _compiled(history: Sequence[Mapping[str, Any]]) -> str:
+    """In which epochs the step was compiled at the end, in words; "" where that was not recorded for all."""
+    if not all("compiled" in line for line in history):
+        return ""
+    epochs = [line["epoch"] for line in history if line["compiled"]]
+    if not epochs:
+        return "never"
+    if epochs == list(range(epochs[0], history[-1]["epoch"] + 1)):
+        return f"from epoch {epochs[0]}"
+    return f"in epochs {', '.join(map(str, epochs))}"
 
 
 def _check(record: Record) -> None:
@@ -389,7 +439,8 @@ def _without(section: Mapping[str, Any], *names: str) -> dict[str, Any]:
 
 
 def _read_table(folder: Path) -> list[Record]:
-    columns = [field.name for field in dataclasses.fields(Record) if field.name != "history"]
+    fields = [field for field in dataclasses.fields(Record) if field.name not in ("data", "network", "history")]
+    required = [field.name for field in fields if field.default is dataclasses.MISSING]
     history: dict[str, list[Epoch]] = {}
     types = typing.get_type_hints(Record)
     file = folder / EPOCHS
@@ -400,11 +451,11 @@ def _read_table(folder: Path) -> list[Record]:
         file = folder / RUNS
         records = [
             Record(
-                **{name: _value(types[name], line[name]) for name in columns if name not in ("data", "network")},
+                **{field.name: _value(types[field.name], line[field.name]) for field in fields if field.name in line},
                 **_identity(line["settings"]),
                 history=tuple(history.get(line["run"], [])),
             )
-            for line in _read_csv(folder / RUNS, columns)
+            for line in _read_csv(folder / RUNS, ("data", "network", *required))
         ]
         for record in records:
             _check(record)

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 from dualcaps.study import paper
 from dualcaps.study.paper import Printed
-from dualcaps.study.records import Copy, Record
+from dualcaps.study.records import Copy, CopyKey, Record, copy_of
 from dualcaps.study.statistics import (
     CONFIDENCE,
     Cell,
@@ -105,7 +105,7 @@ class Finding:
     adjusted: PValues | None = None
 
 
-def judge(printed: Sequence[Printed], table: Cells, copies: Mapping[str, Copy]) -> list[Finding]:
+def judge(printed: Sequence[Printed], table: Cells, copies: Mapping[CopyKey, Copy]) -> list[Finding]:
     """Hold printed numbers against the runs.
 
     Args:
@@ -133,7 +133,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _compare(printed: Printed, table: Cells, copies: Mapping[str, Copy]) -> Finding:
+def _compare(printed: Printed, table: Cells, copies: Mapping[CopyKey, Copy]) -> Finding:
     """Ours beside a printed number, with the tests where it can be judged."""
     nothing = Finding(printed, None, None, None, "", 0, "not run", "")
     of_the_test_set = printed.quantity in ("epochs to 100 %", "first-five gain")  # each epoch
@@ -144,7 +144,7 @@ def _compare(printed: Printed, table: Cells, copies: Mapping[str, Copy]) -> Find
             break
     else:
         return nothing
-    doubt = _doubt([*cell.records, *(baseline.records if baseline else ())], copies.get(printed.data.source))
+    doubt = _doubt([*cell.records, *(baseline.records if baseline else ())], copies)
     if printed.quantity == "epochs to 100 %":
         return _judge_epochs(printed, cell, doubt)
     if printed.quantity == "first-five gain" and cell.epochs < 5:
@@ -175,11 +175,12 @@ def _compare(printed: Printed, table: Cells, copies: Mapping[str, Copy]) -> Find
     return replace(found, raw=tests)
 
 
-def _doubt(records: Sequence[Record], copy: Copy | None) -> str:
+def _doubt(records: Sequence[Record], copies: Mapping[CopyKey, Copy]) -> str:
     """Why the runs cannot be held against the paper, if so."""
-    same_pixels = copy is not None and copy.same_pixels
-    if not all(record.official or (record.official is False and same_pixels) for record in records):
-        return "not the official images"
+    for record in records:
+        copy = copy_of(record, copies)
+        if not (record.official or (record.official is False and copy is not None and copy.same_pixels)):
+            return "not the official images"
     return "" if all(map(_as_the_paper_trained, records)) else "another recipe"
 
 

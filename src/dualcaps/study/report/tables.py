@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 from dualcaps.study.experiments.card import CAPS_ATT, CAPSNET, CNN, CONV_ATT, DA_CAPSNET, DataKey, Variant
-from dualcaps.study.records import Record, Records
+from dualcaps.study.records import Record, Records, copy_of
 from dualcaps.study.statistics import Cell, Cells, Interval, accuracy, spread
 from dualcaps.study.verdicts import Finding
 
@@ -52,10 +52,12 @@ def named(data: DataKey, records: Records) -> str:
 
 def files_of(data: DataKey, records: Records) -> str:
     """A description of a data set's files; "" if there are no official ones."""
-    official = {record.official for record in records.runs if record.data == data} - {None}
-    copy = records.copies.get(data.source)
-    other = copy.name if copy else "not the official files"
-    return " and ".join([OFFICIAL] * (True in official) + [other] * (False in official))
+    names = set()
+    for record in records.runs:
+        if record.data == data and record.official is not None:
+            copy = copy_of(record, records.copies)
+            names.add(OFFICIAL if record.official else copy.name if copy else "not the official files")
+    return " and ".join(sorted(names, key=lambda name: (name != OFFICIAL, name)))
 
 
 def plain(text: str) -> str:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import dualcaps
+import dualcaps.study.experiments  # before a test has a registry of its own
 from dualcaps.runs.run import Run
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -100,3 +101,33 @@ def test_the_trunk_learns(model: str, run_cli: Callable):
     said = run_cli("train", "digits", *plugin, "--model", model, "--no-decoder", "--epochs", 8, "--out", "run")
     assert said.code == 0, said.err
     assert Run.open(Path("run")).result["test_accuracy"] > 0.7
+
+
+def test_the_sceptics_controls_have_the_sizes_and_start_that_they_say(own_registry):
+    dualcaps.load_plugin(EXAMPLES / "controls.py")
+    torch.manual_seed(0)
+    count = {
+        name: sum(parameter.numel() for parameter in dualcaps.create_model(name).parameters())
+        for name in ("capsnet", "da-capsnet", "capsnet-mlp", "capsnet-scaled-branch", "capsnet-constant-gates")
+    }
+    assert count["capsnet-mlp"] == pytest.approx(count["da-capsnet"], rel=0.002)
+    assert count["capsnet-scaled-branch"] == count["da-capsnet"] + 2
+    assert count["capsnet-constant-gates"] == count["capsnet"] + 128 + 10 * 100 * 16
+    images = torch.rand(2, 1, 28, 28)
+    constant = dualcaps.create_model("capsnet-constant-gates")
+    plain = dualcaps.create_model("capsnet")
+    plain.load_state_dict({name: constant.state_dict()[name] for name in plain.state_dict()})
+    torch.testing.assert_close(constant(images).lengths, plain(images).lengths)  # all gates are 1 at first
+    branch = dualcaps.create_model("capsnet-scaled-branch")
+    additive = dualcaps.create_model("da-capsnet", gate="additive")
+    weights = {name.replace(".attention.", "."): tensor for name, tensor in branch.state_dict().items()}
+    additive.load_state_dict({name: weights[name] for name in additive.state_dict()})
+    torch.testing.assert_close(branch(images).lengths, additive(images).lengths)  # with the scale 1
+
+
+def test_the_sceptics_controls_are_compared_by_reproduce(run_cli: Callable, shapes_folder: Path):
+    plugin = ("--plugin", EXAMPLES / "controls.py")
+    arguments = ("control-sceptic", *plugin, "--datasets", shapes_folder, "--seeds", 1, "--epochs", 1)
+    found = run_cli("reproduce", *arguments, "--protocols", "clean", "--out", "grid")
+    assert found.code == 0, found.err
+    assert len(list(Path("grid").rglob("result.json"))) == 6

@@ -24,7 +24,8 @@ from dualcaps import (
     load_model,
     predict,
 )
-from dualcaps.inference import choose_device, choose_precision, evaluate_run, predict_files
+from dualcaps.inference import choose_device, choose_precision, evaluate_run, predict_files, run_batches
+from dualcaps.registry import ROUTING_METHODS
 
 
 def answers(truth, guess, classes: int) -> Evaluation:
@@ -115,6 +116,18 @@ def test_damaged_files_can_be_collected_without_stopping(run: Path, shapes_folde
     torch.testing.assert_close(mixed[1:10], whole)
     assert predict_files(model, files, unread=(nothing := {})).isfinite().all()
     assert nothing == {}
+
+
+@pytest.mark.parametrize("method", sorted(ROUTING_METHODS))
+def test_routing_is_computed_in_float32_whatever_the_precision(method: str):
+    torch.manual_seed(0)
+    model = create_model("capsnet", (1, 20, 20), 3, routing=method, width=16)
+    for parameter in model.get_submodule("routing").parameters():
+        torch.nn.init.normal_(parameter, 1.0)
+    images = torch.randint(256, (20, 1, 20, 20), dtype=torch.uint8)
+    exact, near = predict(model, images), predict(model, images, precision="bfloat16")
+    torch.testing.assert_close(near, exact, atol=0.03, rtol=0)
+    assert {output.poses.dtype for _, output in run_batches(model, images, precision="bfloat16")} == {torch.float32}
 
 
 @pytest.mark.parametrize("name", ["capsnet", "da-capsnet", "cnn", "sabour-capsnet"])

@@ -29,8 +29,9 @@ from dualcaps.data.images import read_images
 from dualcaps.data.load import load_data, load_labelled
 from dualcaps.errors import ConfigError, DataError, ModelError, RunError
 from dualcaps.models import CapsOutput, Intermediates, Network, build_model
-from dualcaps.nn import to_unit_range
+from dualcaps.nn import Decoder, to_unit_range
 from dualcaps.registry import DATASETS, load_entry_points
+from dualcaps.routing import RoutingLayer
 from dualcaps.runs.run import CONFIG, WEIGHTS, Run, selected_epoch
 
 _BATCHES_READ_AHEAD = 3
@@ -246,12 +247,13 @@ def run_batches(
     """
     model.eval()
     device = next(model.parameters()).device
-    # Rounded once, whereas autocast would round the weights for each batch.
+    # Rounded once, whereas autocast would round the weights for each batch; those of routing stay as they are.
     number_type = getattr(torch, precision)
+    unrounded = tuple(f"{name}." for name, part in model.named_modules() if isinstance(part, Decoder | RoutingLayer))
     weights = {
         name: weight.to(number_type) if weight.is_floating_point() else weight
         for name, weight in model.state_dict().items()
-        if not name.startswith("decoder.")
+        if not name.startswith(unrounded)
     }
     arguments: dict[str, Any] = {"intermediates": True} if intermediates else {}
     for batch in images.split(batch_size or choose_batch_size(device)):

@@ -88,10 +88,11 @@ def test_returned_losses_do_not_change_later():
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """Steps take one second each; compiled ones, which compile nothing here, take `compiled_pace`."""
-    fake = SimpleNamespace(now=0.0, pace=1.0, compiled_pace=0.5, compilations=0, ran=False)
+    fake = SimpleNamespace(now=0.0, pace=1.0, eager_pace=1.0, compiled_pace=0.5, compilations=0, ran=False)
 
     def perf_counter() -> float:
         fake.now += fake.pace
+        fake.pace = fake.eager_pace
         return fake.now
 
     def pretend(function: Callable, **options: Any) -> Callable:
@@ -137,7 +138,6 @@ def test_earlier_measurements_decide_about_compiling(clock: SimpleNamespace):
     for _ in range(40):
         train(*batch())
     assert train.compiled
-    clock.pace = 1.0
     _, train = make_step(compile="auto", steps=100)
     for _ in range(20):
         train(*batch())
@@ -152,6 +152,30 @@ def test_a_slower_compiled_step_is_abandoned(clock: SimpleNamespace):
         train(*batch())
     assert not train.compiled
     assert said[-1].startswith("no longer compiled: 1000.0 -> 2000.0 ms a step")
+
+
+def test_other_work_that_begins_after_compiling_does_not_make_the_compiled_step_look_slow(clock: SimpleNamespace):
+    said: list[str] = []
+    _, train = make_step(said, compile="auto", steps=1000)
+    for _ in range(14):  # the last one compiles
+        train(*batch())
+    assert clock.compilations == 1
+    clock.eager_pace, clock.compiled_pace = 4.0, 2.0
+    for _ in range(30):
+        train(*batch())
+    assert train.compiled
+    assert said[-1].startswith("4000.0 -> 2000.0 ms a step")
+
+
+def test_a_step_that_is_always_compiled_takes_no_turns(clock: SimpleNamespace):
+    said: list[str] = []
+    _, train = make_step(said, compile="always", steps=1000)
+    for _ in range(11):
+        train(*batch())
+    assert said == ["training step compiled in 20 s: 500.0 ms"]
+    for _ in range(3):
+        train(*batch())
+    assert len(said) == 1
 
 
 def test_training_continues_without_a_compiler_and_says_why(monkeypatch: pytest.MonkeyPatch):
@@ -183,7 +207,6 @@ def test_a_damaged_record_is_skipped(clock: SimpleNamespace):
     for content in ("", "{", "[]", '{"compiling": 0, "eager": 0, "compiled": 0}', '{"compiling": "x"}'):
         train._record.write_text(content)
         _, train = make_step(compile="auto", steps=1000)
-        clock.pace = 1.0
         for _ in range(14):
             train(*batch())
         assert train.compiled

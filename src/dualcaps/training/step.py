@@ -55,9 +55,10 @@ class TrainingStep:
 
     It starts with eager operations. With compile="auto" it times the first steps and compiles forward and
     backward if the remaining steps will save more time than compiling takes, judged by earlier measurements of
-    the same network on this machine, otherwise by a conservative estimate. If the compiled step is slower, or compiling
-    fails, it returns to eager operations. Smaller batches, such as an epoch's last, are never compiled. On
-    CUDA the compiled step is replayed as a CUDA graph.
+    the same network on this machine, otherwise by a conservative estimate. Then compiled and eager steps take turns,
+    so that other work on the machine slows both alike; if the compiled ones are slower, or compiling fails, it returns
+    to eager operations. Smaller batches, such as an epoch's last, are never compiled. On CUDA the compiled step is
+    replayed as a CUDA graph.
 
     Args:
         model: on its device.
@@ -97,13 +98,14 @@ class TrainingStep:
         self._grad_clip, self._schedule, self._number = grad_clip, schedule, first_step
         self._batch_size, self._steps_left, self._log = batch_size, steps, log
         self._device = next(model.parameters()).device
-        self._times: list[float] = []
-        self._eager_seconds: float | None = None
+        self._eager_times: list[float] = []
+        self._compiled_times: list[float] = []
         if compile != "never" and self._device.type == "cpu" and torch.__version__ < _COMPILES_ON_CPU:
             compile = "never"
             log(f"not compiled: torch {torch.__version__} compiles routing on the CPU wrongly: update torch")
-        self._undecided = compile == "auto"
+        self._undecided, self._unjudged = compile == "auto", False
         self._usual_gain = _USUAL_GAIN if bfloat16 or self._device.type != "cpu" else _USUAL_GAIN_FLOAT32
+        self._always = compile == "always"
         self._record = _record_file(model, batch_size, bfloat16, self._device)
         self.compiled = False
 
@@ -150,8 +152,9 @@ class TrainingStep:
         if images.dtype == torch.uint8:
             images = to_unit_range(images)
         whole = len(labels) == self._batch_size
-        compute = self._compute if whole else self._eager
-        timed = whole and (self._undecided or (self.compiled and len(self._times) <= _TIMED))
+        timed = whole and (self._undecided or self._unjudged)
+        eager_turn = self._unjudged and not self._always and len(self._compiled_times) > len(self._eager_times)
+        compute = self._compute if whole and not eager_turn else self._eager
         if timed:
             self._synchronise()
         started = time.perf_counter()
@@ -167,10 +170,11 @@ class TrainingStep:
         self._number += 1
         if timed:
             self._synchronise()
-            self._times.append(time.perf_counter() - started)
-            if self._undecided and len(self._times) == _WARM_UP + _TIMED:
+            times = self._eager_times if compute is self._eager else self._compiled_times
+            times.append(time.perf_counter() - started)
+            if self._undecided and len(times) == _WARM_UP + _TIMED:
                 self._decide()
-            elif self.compiled and len(self._times) == 1 + _TIMED:
+            elif self._unjudged and len(self._compiled_times) == 1 + _TIMED:
                 self._judge()
         return outcome
 
@@ -202,8 +206,7 @@ class TrainingStep:
 
     def _decide(self) -> None:
         """Decide after some eager steps whether to compile."""
-        eager = statistics.median(self._times[_WARM_UP:])
-        self._eager_seconds, self._undecided = eager, False
+        eager, self._undecided = statistics.median(self._eager_times[_WARM_UP:]), False
         known = _read(self._record)
         compiling = known.compiling if known else _USUAL_SECONDS
         gain = 1 - known.compiled / known.eager if known else self._usual_gain
@@ -217,24 +220,27 @@ class TrainingStep:
         function.__code__ = function.__code__.replace()
         mode = "reduce-overhead" if self._device.type == "cuda" else None
         self._compute = torch.compile(function, dynamic=False, mode=mode)
-        self.compiled, self._undecided, self._times = True, False, []
+        self.compiled = self._unjudged = True
+        self._eager_times, self._compiled_times = [], []
 
     def _judge(self) -> None:
-        """Decide after some compiled steps whether to return to eager operations."""
-        first, *others = self._times
+        """Decide after compiled and eager steps in turn whether to return to eager operations."""
+        self._unjudged = False
+        first, *others = self._compiled_times
         compiled = statistics.median(others)
-        if self._eager_seconds is None:
+        if self._always:
             self._log(f"training step compiled in {first:.0f} s: {1e3 * compiled:.1f} ms")
             return
-        _write(self._record, Measured(max(first - compiled, 0.0), self._eager_seconds, compiled))
-        comparison = f"{1e3 * self._eager_seconds:.1f} -> {1e3 * compiled:.1f} ms a step, compiled in {first:.0f} s"
-        if compiled < self._eager_seconds:
+        eager = statistics.median(self._eager_times)
+        _write(self._record, Measured(max(first - compiled, 0.0), eager, compiled))
+        comparison = f"{1e3 * eager:.1f} -> {1e3 * compiled:.1f} ms a step, compiled in {first:.0f} s"
+        if compiled < eager:
             self._log(comparison)
         else:
             self._return_to_eager(f"no longer compiled: {comparison}")
 
     def _return_to_eager(self, why: str) -> None:
-        self._compute, self.compiled, self._undecided = self._eager, False, False
+        self._compute, self.compiled, self._undecided, self._unjudged = self._eager, False, False, False
         self._log(why)
 
 

@@ -70,7 +70,7 @@ FIELDS: dict[type, dict[str, st.SearchStrategy[Any]]] = {
         "init_from": st.none() | NAMES,
         "precision": st.sampled_from(["auto", "float32", "bfloat16"]), "device": NAMES,
         "compile": st.sampled_from(["auto", "always", "never"]), "deterministic": st.booleans(),
-        "seed": st.integers(0, 2**32 - 1),
+        "checkpoint_minutes": numbers(1e-3, 99), "seed": st.integers(0, 2**32 - 1),
     },
 }  # fmt: skip
 
@@ -131,7 +131,7 @@ def test_each_field_alone_is_part_of_the_hash(kind: type):
         "warmup_epochs": 1, "weight_decay": 1, "momentum": 0, "beta1": 0, "beta2": 0, "epsilon": 1, "grad_clip": 1,
         "label_smoothing": 0.5, "class_weight": "balanced", "ema": 0.5, "reconstruction_weight": 1, "augment": "flip",
         "tta": "policy", "protocol": "paper", "patience": 1, "init_from": "run", "precision": "float32",
-        "device": "cpu", "compile": "never", "deterministic": True, "seed": 1,
+        "device": "cpu", "compile": "never", "deterministic": True, "checkpoint_minutes": 5.0, "seed": 1,
     }  # fmt: skip
     hashes = {config_hash(kind(**given_))}
     for field in dataclasses.fields(kind):

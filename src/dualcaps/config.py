@@ -180,7 +180,7 @@ class DataConfig:
             raise DataError(f"value_range must be two increasing numbers, got {self.value_range}")
 
 
-INCIDENTAL = ("device", "compile", "deterministic")
+INCIDENTAL = ("device", "compile", "deterministic", "checkpoint_minutes")
 """Options of `TrainConfig` that are not part of a run's identity."""
 
 
@@ -224,6 +224,8 @@ class TrainConfig:
         compile: auto compiles the training step if the run is long enough to save time.
         deterministic: Repeat the run to the bit on the same machine, also when it is stopped and resumed: deterministic
             operations, the number of threads that the run began with, and no compilation unless compile is always.
+        checkpoint_minutes: Minutes between checkpoints within an epoch; one is also written after each epoch and when
+            the training is interrupted.
         seed: Seed of order, augmentation and dropout, and on the command line of the initial weights.
 
     Raises:
@@ -255,6 +257,7 @@ class TrainConfig:
     device: str = "auto"
     compile: Compile = "auto"
     deterministic: bool = False
+    checkpoint_minutes: float = 10.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -262,7 +265,7 @@ class TrainConfig:
         for name in ("epochs", "batch_size", "patience"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}")
-        for name in ("lr", "epsilon", "grad_clip"):
+        for name in ("lr", "epsilon", "grad_clip", "checkpoint_minutes"):
             if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
                 raise ConfigError(f"{name} must be above 0, got {value}")
         for name in ("beta1", "beta2", "momentum", "label_smoothing", "ema"):

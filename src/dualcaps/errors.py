@@ -34,6 +34,10 @@ def describe_os_error(error: OSError) -> str:
     return f"{error.filename or 'input or output'}: {error.strerror or error}"
 
 
+class Terminated(KeyboardInterrupt):
+    """The process was asked to end by SIGTERM."""
+
+
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> str:
     """Message for a name that is not registered, with the nearest known name if there is one.
 

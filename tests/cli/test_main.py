@@ -2,8 +2,10 @@
 
 import io
 import os
+import signal
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from importlib import metadata
@@ -156,3 +158,20 @@ def test_warnings_for_users_are_notes_and_filters_are_restored(
     filters = list(warnings.filters)
     assert run_cli("data", "get", "digits").err == "note: weights of epoch 3\n"
     assert warnings.filters == filters
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_at_any_time_ends_the_program_in_one_line(number: signal.Signals, shapes_folder: Path):
+    command = [sys.executable, "-m", "dualcaps", "train", str(shapes_folder), "--epochs", "9999", "--out", "run"]
+    ended = []
+    for delay in (0.15, 0.3, 0.6, 1.2, 2.4, 6.0):
+        process = subprocess.Popen([*command, "--resume"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        time.sleep(delay)
+        process.send_signal(number)
+        said = process.communicate(timeout=60)[1]
+        assert "Traceback" not in said, said
+        assert process.returncode in (128 + number, -number)  # which a shell reports alike
+        ended.append(said.splitlines()[-1] if said else "")
+    word = "interrupted" if number == signal.SIGINT else "terminated"
+    assert ended[-1].startswith(f"dualcaps: {word}; to continue: dualcaps train ")

@@ -71,6 +71,27 @@ def test_an_epoch_shows_each_image_once_with_its_label(count: int, batch_size: i
     assert sorted(torch.cat([batch.labels for batch in batches]).tolist()) == list(range(count))
 
 
+@given(count=st.integers(2, 40), batch_size=st.integers(1, 9), data=st.data())
+def test_an_epoch_goes_on_after_some_batches_with_the_same_images_and_draws(count: int, batch_size: int, data):
+    split = numbered(count)
+    drawn, states = generator(), []
+    whole = []
+    for batch in training_batches(split, batch_size, Augmentation(flip=True, erase=True), drawn):
+        whole.append(batch)
+        states.append(drawn.get_state())
+    done = data.draw(st.integers(1, len(whole)))
+    again = generator()
+    rest = list(
+        training_batches(
+            split, batch_size, Augmentation(flip=True, erase=True), again, done=done, state=states[done - 1]
+        )
+    )
+    assert len(rest) == len(whole) - done
+    for one, other in zip(rest, whole[done:], strict=True):
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.labels, other.labels)
+
+
 def test_the_order_depends_on_the_generator_alone():
     def order(seed: int) -> list[int]:
         batches = training_batches(numbered(30), 7, None, generator(seed))

@@ -306,9 +306,9 @@ def test_the_augmentation_option_is_applied(
 ):
     seen = []
 
-    def watching(split, batch_size, augmentation, generator, classes):
+    def watching(split, batch_size, augmentation, generator, classes, **resumed):
         seen.append(augmentation)
-        return training_batches(split, batch_size, augmentation, generator, classes)
+        return training_batches(split, batch_size, augmentation, generator, classes, **resumed)
 
     monkeypatch.setattr("dualcaps.training.fit.training_batches", watching)
     train(dataclasses.replace(data, flip=flip), tmp_path / "run", dataclasses.replace(TINY, epochs=1, augment=augment))
@@ -368,7 +368,7 @@ def test_wider_networks_have_a_lower_learning_rate(data: ImageDataset, tmp_path:
 
 
 def test_a_loss_that_explodes_stops_with_advice(data: ImageDataset, tmp_path: Path):
-    with pytest.raises(ConfigError, match=r"the loss is .* in epoch \d: lower the learning rate"):
+    with pytest.raises(ConfigError, match=r"the loss is .* in epoch \d, step \d of \d, .*: lower the learning rate"):
         train(data, tmp_path / "run", dataclasses.replace(TINY, lr=1e30))
     assert not (tmp_path / "run").exists()
 

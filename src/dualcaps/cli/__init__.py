@@ -9,9 +9,11 @@ import io
 import os
 import re
 import shlex
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, NoReturn, Protocol
@@ -32,7 +34,7 @@ from dualcaps.cli.reproduce import Reproduce
 from dualcaps.cli.robustness import Robustness
 from dualcaps.cli.serve import Serve
 from dualcaps.cli.train import Train
-from dualcaps.errors import DualcapsError, describe_os_error
+from dualcaps.errors import DualcapsError, Terminated, describe_os_error
 from dualcaps.registry import load_plugin
 from dualcaps.threads import prepare_threads
 
@@ -80,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     Raises:
         SystemExit: with code 2 after one line on standard error for invalid input; 1 where a part of the work
-            failed; 130 when interrupted.
+            failed; 130 when interrupted, 143 when terminated.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch then asks for large pages, and waits for fewer of them
@@ -94,7 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _print_warnings_as_notes()
         try:
             try:
-                _run(given)
+                with _sigterm_as_exception():
+                    _run(given)
             finally:
                 sys.stdout.flush()
         except DualcapsError as error:
@@ -108,9 +111,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if not _is_out_of_memory(error):
                 raise
             _fail("out of memory: lower --batch-size or --image-size, or close other programs")
-        except KeyboardInterrupt:
-            print(f"dualcaps: interrupted{_how_to_continue(given)}", file=sys.stderr)
-            sys.exit(130)
+        except KeyboardInterrupt as stop:
+            ended, code = ("terminated", 143) if isinstance(stop, Terminated) else ("interrupted", 130)
+            print(f"dualcaps: {ended}{_how_to_continue(given)}", file=sys.stderr)
+            sys.exit(code)
+
+
+@contextlib.contextmanager
+def _sigterm_as_exception() -> Iterator[None]:
+    """Raise `Terminated` on SIGTERM, so that files are left whole and the user is told."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
 def _run(arguments: Sequence[str]) -> None:

@@ -33,6 +33,9 @@ def training_batches(
     augmentation: Augmentation | None,
     generator: torch.Generator,
     num_classes: int | None = None,
+    *,
+    done: int = 0,
+    state: Tensor | None = None,
 ) -> Iterator[Batch]:
     """Iterate over one epoch in random order; the last batch may be smaller.
 
@@ -44,8 +47,12 @@ def training_batches(
         augmentation: random changes of the images, or None.
         generator: of random numbers, on the device that is trained on.
         num_classes: number of classes, needed for mixup and overlap.
+        done: how many batches of the epoch to leave out, as a training that is resumed has seen them.
+        state: the generator's state after these batches.
     """
-    chosen = torch.randperm(len(split), generator=generator, device=generator.device).split(batch_size)
+    chosen = batch_order(len(split), batch_size, generator)[done:]
+    if state is not None:
+        generator.set_state(state)
     here = split.labels.device.type == generator.device.type
     selected = (_select(split, part) for part in chosen) if here else _copy_ahead(split, chosen, generator.device)
     for images, labels in selected:
@@ -61,6 +68,11 @@ def training_batches(
                 yield Batch(*overlap(images, labels, num_classes, generator))
                 continue
         yield Batch(images, labels)
+
+
+def batch_order(count: int, batch_size: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+    """The images of each batch of an epoch, by their places in the split; the first that an epoch draws."""
+    return torch.randperm(count, generator=generator, device=generator.device).split(batch_size)
 
 
 def _select(split: ImageSplit, chosen: Tensor) -> tuple[Tensor, Tensor]:

@@ -58,14 +58,16 @@ TRAIN_AGAIN = "remove the run's folder and train again"
 
 
 class Checkpoint(NamedTuple):
-    """Everything needed to resume training after an epoch.
+    """Everything needed to resume training, after an epoch or within one.
 
     history: the entries of `metrics.jsonl`, one dictionary per epoch.
-    tensors: weights and optimiser state by name.
+    tensors: weights, optimiser state and, within an epoch, sums and random number generators by name.
+    progress: within an epoch, "batches" done and "seconds" taken; otherwise None.
     """
 
     history: list[dict[str, Any]]
     tensors: "dict[str, Tensor]"
+    progress: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -334,7 +336,7 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Replace the run's checkpoint."""
     import safetensors.torch
 
-    written = {"history": json.dumps(checkpoint.history)}
+    written = {"history": json.dumps(checkpoint.history), "progress": json.dumps(checkpoint.progress)}
     write_bytes(path / CHECKPOINT, safetensors.torch.save(checkpoint.tensors, written))
 
 
@@ -348,7 +350,8 @@ def read_checkpoint(path: Path) -> Checkpoint | None:
     try:
         with safetensors.safe_open(file, framework="pt") as opened:
             history = json.loads(opened.metadata()["history"])
-            return Checkpoint(history, {name: opened.get_tensor(name) for name in opened.keys()})  # noqa: SIM118
+            progress = json.loads(opened.metadata().get("progress", "null"))
+            return Checkpoint(history, {name: opened.get_tensor(name) for name in opened.keys()}, progress)  # noqa: SIM118
     except (OSError, safetensors.SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise RunError(f"{file}: damaged ({error}): remove it to train from the start") from error
 

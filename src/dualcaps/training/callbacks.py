@@ -2,6 +2,7 @@
 
 import datetime
 import statistics
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,31 @@ from dualcaps.runs.files import write_bytes
 
 
 @dataclass
+class EpochProgress:
+    """How far an epoch is.
+
+    Attributes:
+        generator: of the order of the images and their augmentation.
+        loss: sum of the losses over the images, on the device.
+        correct: number of correct predictions, on the device.
+        batches: number of steps.
+        seconds: that they took, but for those since `since`.
+        since: time of the process's clock, when the epoch was started or resumed.
+    """
+
+    generator: torch.Generator
+    loss: torch.Tensor
+    correct: torch.Tensor
+    batches: int = 0
+    seconds: float = 0.0
+    since: float = field(default_factory=time.perf_counter)
+
+    def elapsed(self) -> float:
+        """Seconds that the epoch has taken."""
+        return self.seconds + time.perf_counter() - self.since
+
+
+@dataclass
 class TrainingState:
     """State of a training, which callbacks can read and change.
 
@@ -40,6 +66,8 @@ class TrainingState:
         history: an entry for each finished epoch; the last is the present one in `on_epoch_end`.
         average: the exponential moving average of the weights, if one is kept.
         stop: set by a callback to the reason why to stop after this epoch.
+        progress: of the present epoch; None between epochs.
+        resumed: the checkpoint that the training was resumed from, if that was written within an epoch.
         log: prints a line for the user.
     """
 
@@ -55,6 +83,8 @@ class TrainingState:
     history: list[dict[str, Any]] = field(default_factory=list)
     average: AveragedModel | None = None
     stop: str = ""
+    progress: EpochProgress | None = None
+    resumed: runs.Checkpoint | None = None
     log: Callable[[str], None] = lambda _: None
 
     @property
@@ -137,10 +167,23 @@ class EarlyStopping(Callback):
 
 
 class Checkpoint(Callback):
-    """Write the checkpoint, and the weights if the epoch is the best so far."""
+    """Write the checkpoint after each epoch and within it, and the weights if the epoch is the best so far."""
 
-    def on_epoch_end(self, state: TrainingState) -> None:
-        """Write; the checkpoint first, as everything else can be restored from it."""
+    def on_start(self, state: TrainingState) -> None:  # noqa: ARG002
+        """Begin to count the minutes."""
+        self._written = time.monotonic()
+
+    def on_batch_end(self, state: TrainingState, images: int) -> None:  # noqa: ARG002
+        """Write when it is time."""
+        if time.monotonic() - self._written >= 60 * state.config.checkpoint_minutes:
+            self.write(state)
+
+    def write(self, state: TrainingState) -> bool:
+        """Write the checkpoint, within an epoch with what is needed to resume there; not if weights are not finite.
+
+        Returns:
+            Whether it was written.
+        """
         tensors = {f"model.{name}": tensor.contiguous() for name, tensor in state.model.state_dict().items()}
         if state.average is not None:
             tensors |= {f"average.{k}": v.contiguous() for k, v in state.average.state_dict().items()}
@@ -150,7 +193,31 @@ class Checkpoint(Callback):
                 for name, tensor in entry.items()
                 if isinstance(tensor, torch.Tensor)
             }
-        runs.write_checkpoint(state.run, runs.Checkpoint(state.history, tensors))
+        self._written = time.monotonic()
+        if not all(bool(tensor.isfinite().all()) for tensor in tensors.values() if tensor.is_floating_point()):
+            return False
+        progress = None
+        if state.progress is not None:
+            now = state.progress
+            progress = {"batches": now.batches, "seconds": now.elapsed()}
+            tensors |= {"progress.loss": now.loss, "progress.correct": now.correct}
+            tensors |= {"progress.generator": now.generator.get_state(), "progress.cpu": torch.get_rng_state()}
+            if now.generator.device.type == "cuda":
+                tensors["progress.cuda"] = torch.cuda.get_rng_state(now.generator.device)
+        runs.write_checkpoint(state.run, runs.Checkpoint(state.history, tensors, progress))
+        return True
+
+    def on_epoch_end(self, state: TrainingState) -> None:
+        """Write; the checkpoint first, as everything else can be restored from it.
+
+        Raises:
+            ConfigError: weights are not finite.
+        """
+        if not self.write(state):
+            raise ConfigError(
+                f"weights are not finite after epoch {len(state.history)}: lower the learning rate (--lr) or limit the "
+                "gradient (--grad-clip)"
+            )
         if state.selected is state.history[-1]:
             weights = state.evaluated_model.state_dict()
             runs.write_weights(state.run, {name: tensor.contiguous() for name, tensor in weights.items()})
@@ -166,7 +233,8 @@ def restore(state: TrainingState) -> bool:
     checkpoint = runs.read_checkpoint(state.run)
     if checkpoint is None:
         return False
-    groups: dict[str, dict[str, torch.Tensor]] = {"model": {}, "average": {}, "optimizer": {}, "adam": {}}
+    kinds = ("model", "average", "optimizer", "adam", "progress")
+    groups: dict[str, dict[str, torch.Tensor]] = {kind: {} for kind in kinds}
     for name, tensor in checkpoint.tensors.items():
         kind, _, key = name.partition(".")
         groups[kind][key] = tensor
@@ -184,7 +252,11 @@ def restore(state: TrainingState) -> bool:
                 entry[name] = torch.empty_like(parameters[number], requires_grad=False).copy_(tensor)
     state.optimizer.load_state_dict(state.optimizer.state_dict() | {"state": entries})
     state.history[:] = checkpoint.history
-    if state.selected is state.history[-1]:
+    if checkpoint.progress is not None:
+        state.resumed = checkpoint._replace(tensors=groups["progress"])
+    if not state.history:
+        return True
+    if checkpoint.progress is None and state.selected is state.history[-1]:
         weights = state.evaluated_model.state_dict()  # a kill may have happened between the two files
         runs.write_weights(state.run, {name: tensor.contiguous() for name, tensor in weights.items()})
     runs.write_metrics(state.run, state.history)
@@ -250,11 +322,18 @@ class ProgressDisplay(Callback):
             f"{f'{len(state.data.validation):,} validation, ' if with_validation else ''}"
             f"{len(state.data.test):,} test images of {height}x{width}x{channels} in {len(state.data.classes)} classes"
         )
-        if state.history:
+        done = 0
+        if state.resumed is not None and state.resumed.progress is not None:
+            assert state.config.batch_size is not None
+            done = state.resumed.progress["batches"] * state.config.batch_size
+            share = f"{done / state.training_images:.0%}"
+            self.log(f"resumed in epoch {len(state.history) + 1} of {state.config.epochs}, {share} of which is done")
+        elif state.history:
             self.log(f"resumed after epoch {len(state.history)} of {state.config.epochs}")
         self.bar.update(self.task, total=state.config.epochs * state.training_images)
         self.bar.start()
         self._describe(state)
+        self.bar.advance(self.task, done)
 
     def on_batch_end(self, state: TrainingState, images: int) -> None:  # noqa: ARG002
         """Advance the bar."""

@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import shutil
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from dualcaps.training.callbacks import (
     Checkpoint,
     EachEpoch,
     EarlyStopping,
+    EpochProgress,
     Evaluation,
     Pictures,
     ProgressDisplay,
@@ -38,11 +38,14 @@ from dualcaps.training.callbacks import (
     restore,
 )
 from dualcaps.training.determinism import deterministic
+from dualcaps.training.divergence import LossWatch
 from dualcaps.training.optimizers import build_optimizer, build_schedule, class_weights, default_learning_rate
+from dualcaps.training.signals import noted_signals
 from dualcaps.training.step import TrainingStep
 
 _MAY_CHANGE = (
     *("data_dir", "source", "compile", "deterministic", "device", "epochs", "patience", "init_from", "trunk_weights"),
+    "checkpoint_minutes",
 )
 """Options that may differ when a run is resumed; the data are compared by the hash of the images."""
 
@@ -83,8 +86,9 @@ def fit(
 ) -> Result:
     """Train a network and store everything about the training in a run folder.
 
-    A run can be killed at any time and resumed after its last epoch; with `deterministic` the weights are then
-    identical to the bit. On return the model has the selected epoch's weights.
+    A run can be killed at any time and resumed from its last checkpoint (`TrainConfig.checkpoint_minutes`); with
+    `deterministic` the weights are then identical to the bit. SIGINT and SIGTERM finish the present step and write a
+    checkpoint, a second one interrupts at once. On return the model has the selected epoch's weights.
 
     Args:
         model: the network, with initial weights.
@@ -106,7 +110,9 @@ def fit(
 
     Raises:
         ModelError: the model is not a `Network`.
-        ConfigError: the data do not fit the network, the device is not available, or the loss is not finite.
+        ConfigError: the data do not fit the network, the device is not available, or the loss is not finite or has
+            become a thousand times that of the first steps; the last checkpoint is kept.
+        KeyboardInterrupt: SIGINT was received; `dualcaps.errors.Terminated` for SIGTERM.
         RunError: the folder exists and `resume` is off, or belongs to another configuration or data, or the disk
             is too full.
         OSError: writing failed; the run can be resumed from the last epoch written.
@@ -176,11 +182,12 @@ def fit(
                 initialise_from(model, config.init_from, display.log)
         training = _place(training, device, display.log)
         steps_per_epoch = math.ceil(len(training) / config.batch_size)
+        first_batch = state.resumed.progress["batches"] if state.resumed and state.resumed.progress else 0
         step = TrainingStep(
             model,
             state.optimizer,
             batch_size=config.batch_size,
-            steps=(config.epochs - len(state.history)) * (len(training) // config.batch_size),
+            steps=(config.epochs - len(state.history)) * (len(training) // config.batch_size) - first_batch,
             reconstruction_weight=config.reconstruction_weight,
             bfloat16=precision == "bfloat16",
             compile="never" if config.deterministic and config.compile == "auto" else config.compile,
@@ -189,46 +196,59 @@ def fit(
             class_weight=class_weights(config, training.labels, len(data.classes)),
             grad_clip=config.grad_clip,
             schedule=build_schedule(config, config.lr, steps_per_epoch),
-            first_step=len(state.history) * steps_per_epoch,
+            first_step=len(state.history) * steps_per_epoch + first_batch,
         )
         in_order: list[Callback] = [Evaluation()]
         if config.patience is not None:
             in_order.append(EarlyStopping(config.patience))
         if each_epoch is not None:
             in_order.append(EachEpoch(each_epoch))
-        in_order += [*callbacks, Checkpoint(), *([Pictures()] if pictures else []), display]
+        checkpoint = Checkpoint()
+        in_order += [*callbacks, checkpoint, *([Pictures()] if pictures else []), display]
         for callback in in_order:
             stack.callback(callback.close)
         for callback in in_order:
             callback.on_start(state)
+        stop_request = stack.enter_context(noted_signals())
+        losses = LossWatch(device, training, config)
         for epoch in range(len(state.history) + 1, config.epochs + 1):
             if state.stop:
                 display.log(f"stopped after epoch {epoch - 1}: {state.stop}")
                 break
-            # Random numbers depend on seed and epoch alone, so that a resumed epoch repeats them.
-            torch.manual_seed(config.seed * 1_000_003 + epoch)
-            generator = torch.Generator(device).manual_seed(config.seed * 1_000_003 + epoch)
-            started = time.perf_counter()
-            total_loss = torch.zeros((), device=device)
-            correct = torch.zeros((), dtype=torch.int64, device=device)
+            if stop_request:
+                raise stop_request.exception()
+            progress, drawn = _begin_epoch(state, epoch, device)
             model.train()
-            for batch in training_batches(training, config.batch_size, augmentation, generator, len(data.classes)):
+            for batch in training_batches(
+                training,
+                config.batch_size,
+                augmentation,
+                progress.generator,
+                len(data.classes),
+                done=progress.batches,
+                state=drawn,
+            ):
                 outcome = step(*batch)
                 if state.average is not None:
                     state.average.update_parameters(model)
-                total_loss += outcome.loss * len(batch.labels)
-                correct += outcome.correct
+                progress.loss += outcome.loss * len(batch.labels)
+                progress.correct += outcome.correct
+                progress.batches += 1
+                losses.add(outcome.loss, epoch, progress.batches)
                 for callback in in_order:
                     callback.on_batch_end(state, len(batch.labels))
-            mean_loss = total_loss.item() / len(training)
-            seconds = time.perf_counter() - started
-            if not math.isfinite(mean_loss):
-                raise ConfigError(f"the loss is {mean_loss} in epoch {epoch}: lower the learning rate (--lr)")
+                if stop_request and progress.batches < steps_per_epoch:
+                    losses.check()
+                    checkpoint.write(state)
+                    raise stop_request.exception()
+            losses.check()
+            mean_loss, seconds = progress.loss.item() / len(training), progress.elapsed()
+            state.progress = None
             state.history.append(
                 {
                     "epoch": epoch,
                     "loss": mean_loss,
-                    "train_accuracy": correct.item() / len(training),
+                    "train_accuracy": progress.correct.item() / len(training),
                     "seconds": seconds,
                     "images_per_second": len(training) / seconds,
                     "compiled": step.compiled,
@@ -238,7 +258,37 @@ def fit(
                 callback.on_epoch_end(state)
             for callback in in_order:
                 callback.on_checkpoint(state)
-        return _finish(state, in_order, keep_checkpoint)
+        result = _finish(state, in_order, keep_checkpoint)
+        if stop_request:
+            raise stop_request.exception()
+        return result
+
+
+def _begin_epoch(state: TrainingState, epoch: int, device: torch.device) -> tuple[EpochProgress, torch.Tensor | None]:
+    """Seed the random numbers and start the epoch's sums, or restore both within an epoch.
+
+    Random numbers depend on seed and epoch alone, so that a resumed epoch repeats them.
+
+    Returns:
+        The progress, and of a resumed epoch the state of the generator after its last batch.
+    """
+    seed = state.config.seed * 1_000_003 + epoch
+    torch.manual_seed(seed)
+    generator, drawn = torch.Generator(device).manual_seed(seed), None
+    progress = EpochProgress(
+        generator, torch.zeros((), device=device), torch.zeros((), dtype=torch.int64, device=device)
+    )
+    if (kept := state.resumed) is not None and kept.progress is not None:
+        state.resumed = None
+        progress.batches, progress.seconds = kept.progress["batches"], kept.progress["seconds"]
+        progress.loss.copy_(kept.tensors["loss"])
+        progress.correct.copy_(kept.tensors["correct"])
+        drawn = kept.tensors["generator"]
+        torch.set_rng_state(kept.tensors["cpu"])
+        if "cuda" in kept.tensors and device.type == "cuda":
+            torch.cuda.set_rng_state(kept.tensors["cuda"], device)
+    state.progress = progress
+    return progress, drawn
 
 
 @contextmanager

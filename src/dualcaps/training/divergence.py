@@ -1,0 +1,73 @@
+"""Losses that are not finite or explode: training stops and says where."""
+
+import math
+import statistics
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dualcaps.config import TrainConfig
+from dualcaps.data.batches import batch_order
+from dualcaps.data.dataset import ImageSplit
+from dualcaps.errors import ConfigError
+
+_CHECKED_AT_ONCE = 50  # losses on a GPU, which the host does not wait for in between
+_FIRST = 10  # steps whose mean loss an exploding one is compared with
+_EXPLODED = 1000.0  # times that mean
+_NAMED = 5  # images of the batch
+
+
+class LossWatch:
+    """Checks the loss of each step; on a GPU of many steps at once.
+
+    Args:
+        device: that is trained on.
+        training: the training images.
+        config: the complete training options.
+    """
+
+    def __init__(self, device: torch.device, training: ImageSplit, config: TrainConfig) -> None:
+        self._device, self._training, self._config = device, training, config
+        self._waiting: list[tuple[Tensor, int, int]] = []
+        self._first: list[float] = []
+
+    def add(self, loss: Float[Tensor, ""], epoch: int, number: int) -> None:
+        """Check a step's loss now or later.
+
+        Args:
+            loss: on the device.
+            epoch, number: the step, counted from 1 within its epoch.
+
+        Raises:
+            ConfigError: this or an earlier loss is not finite, or has exploded.
+        """
+        self._waiting.append((loss, epoch, number))
+        if len(self._waiting) >= (1 if self._device.type == "cpu" else _CHECKED_AT_ONCE):
+            self.check()
+
+    def check(self) -> None:
+        """Check all losses that were not checked yet; raises as `add`."""
+        if not self._waiting:
+            return
+        values = torch.stack([loss for loss, _, _ in self._waiting]).tolist()
+        for value, (_, epoch, number) in zip(values, self._waiting, strict=True):
+            if len(self._first) < _FIRST:
+                self._first.append(value)
+            limit = _EXPLODED * statistics.fmean(self._first)
+            if not math.isfinite(value) or (len(self._first) == _FIRST and value > limit):
+                raise ConfigError(self._message(value, epoch, number))
+        self._waiting = []
+
+    def _message(self, value: float, epoch: int, number: int) -> str:
+        size, count = self._config.batch_size, len(self._training)
+        assert size is not None
+        generator = torch.Generator(self._device).manual_seed(self._config.seed * 1_000_003 + epoch)
+        places = batch_order(count, size, generator)[number - 1].tolist()
+        files = self._training.files
+        named = ", ".join(files[place] if files else str(place) for place in places[:_NAMED])
+        more = ", …" if len(places) > _NAMED else ""
+        return (
+            f"the loss is {value:.4g} in epoch {epoch}, step {number} of {math.ceil(count / size)}, training images "
+            f"{named}{more}: lower the learning rate (--lr) or limit the gradient (--grad-clip)"
+        )

@@ -134,6 +134,7 @@ def write(runs: Path, out: Path) -> None:
     writer = csv.DictWriter(text, [*fields, "commits", "processor", "torch"], restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(found)
+    out.mkdir(parents=True, exist_ok=True)
     write_text(out / "scores.csv", text.getvalue())
     write_text(out / "RESULTS.md", tables(found))
 

@@ -17,6 +17,7 @@ def main() -> None:
     from dualcaps.cli import main as run
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     run()
 
 

@@ -23,7 +23,7 @@ import tyro
 from dualcaps.cli.bench import Bench
 from dualcaps.cli.data import Data
 from dualcaps.cli.demo import Demo
-from dualcaps.cli.display import make_printable, print_notes
+from dualcaps.cli.display import is_first_process, make_printable, print_notes
 from dualcaps.cli.evaluate import Evaluate
 from dualcaps.cli.explain import Explain
 from dualcaps.cli.export import Export
@@ -87,6 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments)
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch then asks for large pages, and waits for fewer of them
     make_printable(sys.stdout, sys.stderr)
+    if not is_first_process():
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
     fewer_threads = prepare_threads()
     if fewer_threads and given[:1] in _COMPUTING:
         print_notes([fewer_threads])
@@ -101,6 +103,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             finally:
                 sys.stdout.flush()
         except DualcapsError as error:
+            if getattr(error, "reported", False):  # by the first of several processes
+                sys.exit(2)
             _fail(str(error))
         except OSError as error:
             if isinstance(error, BrokenPipeError):

@@ -3,6 +3,7 @@
 import codecs
 import datetime
 import json
+import os
 import sys
 import time
 from collections import Counter
@@ -95,9 +96,14 @@ def print_json(content: Any) -> None:
     print(json.dumps(content, indent=2))
 
 
+def is_first_process() -> bool:
+    """Whether this is the first of the processes that torchrun started, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def print_notes(notes: Iterable[str]) -> None:
-    """Print a line for each note, on standard error."""
-    for note in notes:
+    """Print a line for each note, on standard error; of several processes the first one does."""
+    for note in notes if is_first_process() else ():
         print(f"note: {' '.join(note.splitlines())}", file=sys.stderr)
 
 

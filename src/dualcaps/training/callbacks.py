@@ -22,6 +22,7 @@ from dualcaps.models import Network, count_parameters
 from dualcaps.plots import learning_curves, png
 from dualcaps.runs import run as runs
 from dualcaps.runs.files import write_bytes
+from dualcaps.training.team import Team
 
 
 @dataclass
@@ -69,6 +70,7 @@ class TrainingState:
         progress: of the present epoch; None between epochs.
         resumed: the checkpoint that the training was resumed from, if that was written within an epoch.
         log: prints a line for the user.
+        team: the processes that train together; callbacks other than `Evaluation` are called in the first one only.
     """
 
     model: Network
@@ -86,6 +88,7 @@ class TrainingState:
     progress: EpochProgress | None = None
     resumed: runs.Checkpoint | None = None
     log: Callable[[str], None] = lambda _: None
+    team: Team = field(default_factory=lambda: Team(torch.device("cpu")))
 
     @property
     def evaluated_model(self) -> Network:
@@ -128,7 +131,10 @@ class Evaluation(Callback):
 
     def on_epoch_end(self, state: TrainingState) -> None:
         """Add the accuracy to the epoch's metrics."""
-        accuracy = evaluate(state.evaluated_model, state.selection, precision=state.precision).accuracy
+        state.team.equalise(state.evaluated_model)
+        part = state.team.part(state.selection)
+        own = evaluate(state.evaluated_model, part, precision=state.precision).accuracy if len(part) else 0.0
+        accuracy = state.team.mean(own, len(part))
         state.history[-1][f"{state.selected_on}_accuracy"] = accuracy
 
 

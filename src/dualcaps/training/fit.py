@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils._pytree import tree_map_only
 
 from dualcaps.calibration import keep_calibration
 from dualcaps.config import DataConfig, ModelConfig, TrainConfig, to_json
@@ -42,6 +43,7 @@ from dualcaps.training.divergence import LossWatch
 from dualcaps.training.optimizers import build_optimizer, build_schedule, class_weights, default_learning_rate
 from dualcaps.training.signals import noted_signals
 from dualcaps.training.step import TrainingStep
+from dualcaps.training.team import joined
 
 _MAY_CHANGE = (
     *("data_dir", "source", "compile", "deterministic", "device", "epochs", "patience", "init_from", "trunk_weights"),
@@ -49,6 +51,7 @@ _MAY_CHANGE = (
 )
 """Options that may differ when a run is resumed; the data are compared by the hash of the images."""
 
+_STOP_ASKED_EVERY = 50  # steps, where several processes train on GPUs
 _INITIAL_IMAGES, _INITIAL_PIXELS = 5_000, 5_000 * 32**2  # at most, that weights computed from the data are taken from
 
 
@@ -112,6 +115,7 @@ def fit(
         ModelError: the model is not a `Network`.
         ConfigError: the data do not fit the network, the device is not available, or the loss is not finite or has
             become a thousand times that of the first steps; the last checkpoint is kept.
+        RunError: of several processes another one has ended.
         KeyboardInterrupt: SIGINT was received; `dualcaps.errors.Terminated` for SIGTERM.
         RunError: the folder exists and `resume` is off, or belongs to another configuration or data, or the disk
             is too full.
@@ -127,34 +131,28 @@ def fit(
     assert config.lr is not None
     assert config.batch_size is not None
     device = choose_device(config.device)
-    precision = choose_precision(config.precision, device)
     training = data.train if config.protocol == "clean" else data.train + data.validation
     augmentation = parse_augmentation(config.augment, data.flip)
     model.classes, model.value_range = data.classes, data.value_range
 
-    display = ProgressDisplay(quiet)
-    path = Path(out) if out is not None else default_path(data.name, model.config.name, config.seed, resume=resume)
-    session = {**runs.environment(device, precision), "plugins": list(loaded_plugins())}
-    existing = Run.open(path) if resume and path.exists() else None
-    rollback = None
-    if existing is None:
-        rollback = _create(path, model, data, config, session)
-    else:
-        _check_same(existing, model, data, config)
-        if config.deterministic and (sessions := existing.provenance["sessions"]):
-            session["threads"] = sessions[0]["threads"]
-    with runs.locked(path), _separate_random_numbers(device), ExitStack() as stack:
-        if rollback is not None:
-            stack.enter_context(_undone_on_error(path, rollback))
-        remove_drafts(path)
-        if existing is not None:
-            existing = Run.open(path)  # again, as another process may have trained while this one waited
-            if existing.finished and not _asks_for_more(existing, config):
-                return _read_finished(existing, model, device)
-            _reopen(existing, config, display.log)
-            runs.add_session(path, session)
+    with joined(device) as team, _separate_random_numbers(device), ExitStack() as stack:
+        device = team.device
+        precision = choose_precision(config.precision, device)
+        display = ProgressDisplay(quiet or not team.leads)
+        session = {**runs.environment(device, precision), "plugins": list(loaded_plugins()), "processes": team.size}
+
+        def open_run() -> tuple[Path, Run | None, int]:
+            path = (
+                Path(out) if out is not None else default_path(data.name, model.config.name, config.seed, resume=resume)
+            )
+            existing, threads = stack.enter_context(_opened(path, model, data, config, session, resume, display.log))
+            return path, existing, threads
+
+        path, existing, threads = team.lead(open_run)
+        if existing is not None and existing.finished and not _asks_for_more(existing, config):
+            return _read_finished(existing, model, device)
         if config.deterministic:
-            stack.enter_context(deterministic(device, session["threads"]))
+            stack.enter_context(deterministic(device, threads))
         if existing is None or not existing.history:  # otherwise these weights are loaded
             _, height, width = data.image_shape
             sample = max(1, min(_INITIAL_IMAGES, _INITIAL_PIXELS // (height * width)))
@@ -172,14 +170,11 @@ def fit(
             selected_on=runs.selected_on(config),
             training_images=len(training),
             log=display.log,
+            team=team,
         )
         if config.ema is not None:
             state.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
-        if not restore(state):
-            if existing is not None and existing.history:
-                _continue_without_checkpoint(state, existing)
-            elif config.init_from is not None:
-                initialise_from(model, config.init_from, display.log)
+        _load_state(state, existing)
         training = _place(training, device, display.log)
         steps_per_epoch = math.ceil(len(training) / config.batch_size)
         first_batch = state.resumed.progress["batches"] if state.resumed and state.resumed.progress else 0
@@ -197,14 +192,18 @@ def fit(
             grad_clip=config.grad_clip,
             schedule=build_schedule(config, config.lr, steps_per_epoch),
             first_step=len(state.history) * steps_per_epoch + first_batch,
+            parallel=team.size > 1,
         )
-        in_order: list[Callback] = [Evaluation()]
+        evaluation = Evaluation()
+        in_order: list[Callback] = [evaluation]
         if config.patience is not None:
             in_order.append(EarlyStopping(config.patience))
         if each_epoch is not None:
             in_order.append(EachEpoch(each_epoch))
         checkpoint = Checkpoint()
         in_order += [*callbacks, checkpoint, *([Pictures()] if pictures else []), display]
+        if not team.leads:
+            in_order = [evaluation]
         for callback in in_order:
             stack.callback(callback.close)
         for callback in in_order:
@@ -215,7 +214,7 @@ def fit(
             if state.stop:
                 display.log(f"stopped after epoch {epoch - 1}: {state.stop}")
                 break
-            if stop_request:
+            if team.any(bool(stop_request)):
                 raise stop_request.exception()
             progress, drawn = _begin_epoch(state, epoch, device)
             model.train()
@@ -228,18 +227,22 @@ def fit(
                 done=progress.batches,
                 state=drawn,
             ):
-                outcome = step(*batch)
+                own, weight = team.share(batch)
+                outcome = step(*own, weight=weight)
                 if state.average is not None:
                     state.average.update_parameters(model)
-                progress.loss += outcome.loss * len(batch.labels)
-                progress.correct += outcome.correct
+                loss, correct = team.totals(outcome.loss, outcome.correct, len(own.labels) if weight else 0)
+                progress.loss += loss
+                progress.correct += correct
                 progress.batches += 1
-                losses.add(outcome.loss, epoch, progress.batches)
+                losses.add(loss / len(batch.labels), epoch, progress.batches)
                 for callback in in_order:
                     callback.on_batch_end(state, len(batch.labels))
-                if stop_request and progress.batches < steps_per_epoch:
+                asked = device.type == "cpu" or team.size == 1 or progress.batches % _STOP_ASKED_EVERY == 0
+                if progress.batches < steps_per_epoch and asked and team.any(bool(stop_request)):
                     losses.check()
-                    checkpoint.write(state)
+                    if team.leads:
+                        checkpoint.write(state)
                     raise stop_request.exception()
             losses.check()
             mean_loss, seconds = progress.loss.item() / len(training), progress.elapsed()
@@ -258,7 +261,10 @@ def fit(
                 callback.on_epoch_end(state)
             for callback in in_order:
                 callback.on_checkpoint(state)
-        result = _finish(state, in_order, keep_checkpoint)
+            state.stop = team.lead(lambda: state.stop)
+        result = team.lead(lambda: _finish(state, in_order, keep_checkpoint))
+        if team.size > 1:
+            model.load_state_dict(team.lead(lambda: runs.read_weights(path)))
         if stop_request:
             raise stop_request.exception()
         return result
@@ -273,7 +279,7 @@ def _begin_epoch(state: TrainingState, epoch: int, device: torch.device) -> tupl
         The progress, and of a resumed epoch the state of the generator after its last batch.
     """
     seed = state.config.seed * 1_000_003 + epoch
-    torch.manual_seed(seed)
+    torch.manual_seed(seed + (state.team.rank << 48))  # dropout differs between processes
     generator, drawn = torch.Generator(device).manual_seed(seed), None
     progress = EpochProgress(
         generator, torch.zeros((), device=device), torch.zeros((), dtype=torch.int64, device=device)
@@ -284,11 +290,73 @@ def _begin_epoch(state: TrainingState, epoch: int, device: torch.device) -> tupl
         progress.loss.copy_(kept.tensors["loss"])
         progress.correct.copy_(kept.tensors["correct"])
         drawn = kept.tensors["generator"]
-        torch.set_rng_state(kept.tensors["cpu"])
-        if "cuda" in kept.tensors and device.type == "cuda":
-            torch.cuda.set_rng_state(kept.tensors["cuda"], device)
+        if not state.team.leads:
+            torch.manual_seed(seed + (state.team.rank << 48) + (progress.batches << 32))
+        else:
+            torch.set_rng_state(kept.tensors["cpu"])
+            if "cuda" in kept.tensors and device.type == "cuda":
+                torch.cuda.set_rng_state(kept.tensors["cuda"], device)
     state.progress = progress
     return progress, drawn
+
+
+@contextmanager
+def _opened(
+    path: Path,
+    model: Network,
+    data: ImageDataset,
+    config: TrainConfig,
+    session: dict[str, Any],
+    resume: bool,
+    log: Callable[[str], None],
+) -> Iterator[tuple[Run | None, int]]:
+    """Create the run folder, which an error before the first checkpoint removes, or open an existing one; lock it.
+
+    Yields:
+        The existing run, finished or prepared for more epochs, and the number of threads for a deterministic training.
+    """
+    existing = Run.open(path) if resume and path.exists() else None
+    rollback = None
+    if existing is None:
+        rollback = _create(path, model, data, config, session)
+    else:
+        _check_same(existing, model, data, config)
+        if config.deterministic and (sessions := existing.provenance["sessions"]):
+            session["threads"] = sessions[0]["threads"]
+    with runs.locked(path), ExitStack() as stack:
+        if rollback is not None:
+            stack.enter_context(_undone_on_error(path, rollback))
+        remove_drafts(path)
+        if existing is not None:
+            existing = Run.open(path)  # again, as another process may have trained while this one waited
+            if not existing.finished or _asks_for_more(existing, config):
+                _reopen(existing, config, log)
+                runs.add_session(path, session)
+        yield existing, session["threads"]
+
+
+def _load_state(state: TrainingState, existing: Run | None) -> None:
+    """Load what an existing run or `init_from` provides, in all processes."""
+    team, average = state.team, state.average
+
+    def load() -> tuple[Any, ...] | None:
+        if not restore(state):
+            if existing is not None and existing.history:
+                _continue_without_checkpoint(state, existing)
+            elif state.config.init_from is not None:
+                initialise_from(state.model, state.config.init_from, state.log)
+        if team.size == 1:
+            return None
+        loaded = state.model.state_dict(), state.optimizer.state_dict(), average and average.state_dict()
+        return (*tree_map_only(torch.Tensor, torch.Tensor.cpu, loaded), state.history, state.resumed)
+
+    found = team.lead(load)
+    if found is not None and not team.leads:
+        weights, optimizer, averages, state.history[:], state.resumed = found
+        state.model.load_state_dict(weights)
+        state.optimizer.load_state_dict(optimizer)
+        if average is not None:
+            average.load_state_dict(averages)
 
 
 @contextmanager

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import platformdirs
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from dualcaps.config import Compile, to_json
 from dualcaps.data.augment import Overlap
@@ -50,6 +51,17 @@ class Measured:
     compiled: float
 
 
+class _Computation(nn.Module):
+    """A network's loss as a module, whose backward pass DistributedDataParallel can follow."""
+
+    def __init__(self, model: Network, compute: Callable[[Tensor, Tensor, Overlap | None], Outcome]) -> None:
+        super().__init__()
+        self.model, self.compute = model, compute
+
+    def forward(self, images: Tensor, labels: Tensor, overlap: Overlap | None) -> Outcome:
+        return self.compute(images, labels, overlap)
+
+
 class TrainingStep:
     """Updates a network's weights from one batch, each time it is called.
 
@@ -69,6 +81,7 @@ class TrainingStep:
         grad_clip: largest norm of the gradient; None does not clip.
         schedule: the learning rate of each step, counted over the whole training; None keeps it constant.
         first_step: the number of the first step.
+        parallel: whether gradients are averaged over the processes of torch.distributed.
         bfloat16: whether the layers compute in bfloat16.
         compile: see `TrainConfig.compile`.
         log: called with one line when compiling begins, ends or fails.
@@ -93,6 +106,7 @@ class TrainingStep:
         grad_clip: float | None = None,
         schedule: Callable[[int], float] | None = None,
         first_step: int = 0,
+        parallel: bool = False,
     ) -> None:
         self._model, self._optimizer = model, optimizer
         self._grad_clip, self._schedule, self._number = grad_clip, schedule, first_step
@@ -136,11 +150,17 @@ class TrainingStep:
                 )
             return Outcome(loss, both_found(output.lengths, overlap.labels).sum())
 
+        self._parallel: DistributedDataParallel | None = None
+        if parallel:
+            devices = [self._device] if self._device.type == "cuda" else None
+            self._parallel = DistributedDataParallel(_Computation(model, compute), device_ids=devices)
         self._eager = self._compute = compute
         if compile == "always":
             self._start_compiled()
 
-    def __call__(self, images: Tensor, labels: Tensor, overlap: Overlap | None = None) -> Outcome:
+    def __call__(
+        self, images: Tensor, labels: Tensor, overlap: Overlap | None = None, *, weight: float = 1.0
+    ) -> Outcome:
         """Train on one batch.
 
         Args:
@@ -148,6 +168,7 @@ class TrainingStep:
             labels: class numbers [B], or soft labels [B, classes].
             overlap: the two images that each image consists of, which are then reconstructed one after the other,
                 each from the pose of its class (Sabour et al. 2017); the two reconstruction losses are added.
+            weight: of the loss that is minimised, not of the one returned; see `Team.share`.
         """
         if images.dtype == torch.uint8:
             images = to_unit_range(images)
@@ -159,12 +180,12 @@ class TrainingStep:
             self._synchronise()
         started = time.perf_counter()
         try:
-            outcome = self._train(compute, images, labels, overlap)
+            outcome = self._train(compute, images, labels, overlap, weight)
         except (RuntimeError, OSError) as error:
             if compute is self._eager or isinstance(error, torch.OutOfMemoryError):
                 raise
             self._return_to_eager(f"not compiled: {_first_line(error)}")
-            outcome = self._train(self._eager, images, labels, overlap)
+            outcome = self._train(self._eager, images, labels, overlap, weight)
             timed = False
         self._steps_left -= 1
         self._number += 1
@@ -184,6 +205,7 @@ class TrainingStep:
         images: Tensor,
         labels: Tensor,
         overlap: Overlap | None,
+        weight: float,
     ) -> Outcome:
         if self._schedule is not None:
             for group in self._optimizer.param_groups:
@@ -191,8 +213,12 @@ class TrainingStep:
         self._optimizer.zero_grad()
         if compute is not self._eager and self._device.type == "cuda":
             torch.compiler.cudagraph_mark_step_begin()
-        outcome = compute(images, labels, overlap)
-        outcome.loss.backward()
+        if self._parallel is None:
+            outcome = compute(images, labels, overlap)
+        else:
+            self._parallel.module.compute = compute
+            outcome = self._parallel(images, labels, overlap)
+        (outcome.loss if weight == 1 else outcome.loss * weight).backward()
         if self._grad_clip is not None:
             torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._grad_clip)
         self._optimizer.step()

@@ -125,9 +125,16 @@ def test_the_sceptics_controls_have_the_sizes_and_start_that_they_say(own_regist
     torch.testing.assert_close(branch(images).lengths, additive(images).lengths)  # with the scale 1
 
 
-def test_the_sceptics_controls_are_compared_by_reproduce(run_cli: Callable, shapes_folder: Path):
-    plugin = ("--plugin", EXAMPLES / "controls.py")
-    arguments = ("control-sceptic", *plugin, "--datasets", shapes_folder, "--seeds", 1, "--epochs", 1)
-    found = run_cli("reproduce", *arguments, "--protocols", "clean", "--out", "grid")
-    assert found.code == 0, found.err
-    assert len(list(Path("grid").rglob("result.json"))) == 6
+def test_the_sceptics_controls_train_all_their_weights(own_registry):
+    dualcaps.load_plugin(EXAMPLES / "controls.py")
+    card = dualcaps.study.experiments.experiments()["control-sceptic"]
+    assert [str(network) for network in card.networks[:2]] == ["capsnet", "da-capsnet"]
+    images, labels = torch.rand(4, 1, 12, 12), torch.tensor([0, 1, 2, 0])
+    for network in card.networks:
+        torch.manual_seed(0)
+        model = dualcaps.models.build_model(network.configure((1, 12, 12), 3))
+        output = model(images)
+        model.loss(output, labels, images, model.reconstruct(output.poses, labels)).backward()
+        for name, parameter in model.named_parameters():
+            assert parameter.grad is not None, (str(network), name)
+            assert parameter.grad.abs().sum() > 0, (str(network), name)

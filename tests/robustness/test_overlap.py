@@ -28,15 +28,15 @@ def test_training_on_overlapping_images_finds_and_draws_both(shapes: ImageDatase
     test = ImageSplit(shapes.test.images, shapes.test.labels)
     before = score_overlap(model, test)
     config = TrainConfig(
-        epochs=40, batch_size=16, augment="shift=0.1,overlap", protocol="last", precision="float32", device="cpu",
+        epochs=30, batch_size=16, augment="shift=0.1,overlap", protocol="last", precision="float32", device="cpu",
         reconstruction_weight=0.05, lr=0.003,
     )  # fmt: skip
     result = fit(model, shapes, config, out=tmp_path / "run", quiet=True, pictures=False)
     after = score_overlap(model, test)
     assert after.images == len(test)
-    assert after.both > max(0.6, before.both + 0.2)
+    assert after.both > max(0.5, before.both + 0.2)
     assert after.both <= after.each
-    assert result.history[-1]["train_accuracy"] > 0.6
+    assert result.history[-1]["train_accuracy"] > 0.5
     assert after.reconstruction_error is not None
     assert after.reconstruction_error < 0.8 * after.blank_error
     assert after == score_overlap(model, test)

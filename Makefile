@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 
-.PHONY: train test quick test-oldest test-newest results docs release clean
+.PHONY: train test quick test-oldest test-newest results docs release audit clean
 
 train: .venv/.installed  ## train da-capsnet on the embedded digits and show the result
 	$(BIN)/dualcaps train digits --epochs 40
@@ -41,8 +41,15 @@ release: .venv/.installed-dev  ## build sdist and wheel in dist/ and try the whe
 	.venv-release/bin/python -m pip check
 	cd dist && ../.venv-release/bin/dualcaps train digits --epochs 1 --out ../.venv-release/run
 	cd dist && ../.venv-release/bin/dualcaps evaluate ../.venv-release/run
+	$(BIN)/python -m pip install --quiet cyclonedx-bom
+	$(BIN)/cyclonedx-py environment .venv-release --of JSON --output-file dist/sbom.json
 	rm -rf .venv-release
 	ls -l dist
+
+audit: .venv/.installed-dev  ## known vulnerabilities of everything that is installed
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/python -m pip install --quiet pip-audit
+	$(BIN)/python tools/audit.py .venv-audit/bin/pip-audit "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 
 results: .venv/.installed  ## the paper's tables and figures again, from the committed records
 	$(BIN)/dualcaps report results/paper --out results/paper
@@ -59,4 +66,4 @@ results: .venv/.installed  ## the paper's tables and figures again, from the com
 	touch .venv/.installed $@
 
 clean:
-	rm -rf .venv .venv-oldest .venv-newest .venv-release site dist
+	rm -rf .venv .venv-oldest .venv-newest .venv-release .venv-audit site dist

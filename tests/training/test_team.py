@@ -25,6 +25,9 @@ CPU = torch.device("cpu")
 def test_shares_make_up_the_batch_and_weigh_as_many_images(count: int, size: int):
     batch = Batch(torch.arange(count, dtype=torch.uint8).view(-1, 1, 1, 1), torch.arange(count))
     shares = [Team(CPU, rank, size).share(batch) for rank in range(size)]
+    assert [Team(CPU, rank, size).share_of(count) for rank in range(size)] == [
+        len(own.labels) if weight else 0 for own, weight in shares
+    ]
     seen = torch.cat([own.labels for own, weight in shares if weight])
     assert seen.tolist() == list(range(count))
     for own, weight in shares:

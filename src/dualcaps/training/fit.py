@@ -135,8 +135,9 @@ def fit(
     augmentation = parse_augmentation(config.augment, data.flip)
     model.classes, model.value_range = data.classes, data.value_range
 
-    with joined(device) as team, _separate_random_numbers(device), ExitStack() as stack:
+    with joined(device) as team, ExitStack() as stack:
         device = team.device
+        stack.enter_context(_separate_random_numbers(device))
         precision = choose_precision(config.precision, device)
         display = ProgressDisplay(quiet or not team.leads)
         session = {**runs.environment(device, precision), "plugins": list(loaded_plugins()), "processes": team.size}
@@ -150,7 +151,9 @@ def fit(
 
         path, existing, threads = team.lead(open_run)
         if existing is not None and existing.finished and not _asks_for_more(existing, config):
-            return _read_finished(existing, model, device)
+            model.load_state_dict(team.lead(existing.weights))
+            model.place(device)
+            return _finished_result(existing)
         if config.deterministic:
             stack.enter_context(deterministic(device, threads))
         if existing is None or not existing.history:  # otherwise these weights are loaded
@@ -181,7 +184,7 @@ def fit(
         step = TrainingStep(
             model,
             state.optimizer,
-            batch_size=config.batch_size,
+            batch_size=team.share_of(config.batch_size),
             steps=(config.epochs - len(state.history)) * (len(training) // config.batch_size) - first_batch,
             reconstruction_weight=config.reconstruction_weight,
             bfloat16=precision == "bfloat16",
@@ -208,6 +211,7 @@ def fit(
             stack.callback(callback.close)
         for callback in in_order:
             callback.on_start(state)
+        state.stop = team.lead(lambda: state.stop)
         stop_request = stack.enter_context(noted_signals())
         losses = LossWatch(device, training, config)
         for epoch in range(len(state.history) + 1, config.epochs + 1):
@@ -551,10 +555,8 @@ def _finish(state: TrainingState, callbacks: Sequence[Callback], keep_checkpoint
     return Result(state.run, selected["epoch"], accuracy, test_accuracy, state.history)
 
 
-def _read_finished(run: Run, model: Network, device: torch.device) -> Result:
+def _finished_result(run: Run) -> Result:
     assert run.result is not None
-    model.load_state_dict(run.weights())
-    model.place(device)
     selected = run.history[run.result["selected_epoch"] - 1]
     accuracy = selected[f"{run.selected_on}_accuracy"]
     return Result(run.path, run.result["selected_epoch"], accuracy, run.result["test_accuracy"], run.history)

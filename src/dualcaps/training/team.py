@@ -57,6 +57,13 @@ class Team:
             raise outcome[1]
         return outcome[0]
 
+    def share_of(self, count: int) -> int:
+        """How many of so many images of a batch this process takes."""
+        return len(self._own(count))
+
+    def _own(self, count: int) -> Tensor:
+        return torch.arange(count).tensor_split(self.size)[self.rank]
+
     def share(self, batch: Batch) -> tuple[Batch, float]:
         """This process's part of a batch, and the weight of its mean loss in the mean over all processes.
 
@@ -65,7 +72,7 @@ class Team:
         count = len(batch.labels)
         if self.size == 1:
             return batch, 1.0
-        own = torch.arange(count).tensor_split(self.size)[self.rank]
+        own = self._own(count)
         weight = len(own) * self.size / count
         first, last = (int(own[0]), int(own[-1]) + 1) if len(own) else (0, 1)
         overlap = batch.overlap and type(batch.overlap)(*(tensor[first:last] for tensor in batch.overlap))

@@ -1,7 +1,5 @@
 """`dualcaps evaluate`."""
 
-import csv
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from dualcaps.cli.display import percent, print_json, print_notes, shorten_names, stdout, table
-from dualcaps.cli.options import DataDir, Device, PluginFiles, RunFolder
-from dualcaps.errors import ConfigError, display_path
+from dualcaps.cli.options import DataDir, Device, PluginFiles, RunFolder, TestData, check_out_folder
+from dualcaps.errors import display_path
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -27,8 +25,7 @@ class Evaluate:
     """Evaluate a trained network on test images or your own."""
 
     trained: RunFolder
-    data: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="[DATA]", help_behavior_hint="")] = None
-    """A data set's name or your own images; by default the run's own test images."""
+    data: TestData = None
     data_dir: DataDir = None
     out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")] = None
     """Folder to write into: evaluation.json, confusion.png, and the wrongly predicted images, the most confident
@@ -42,8 +39,7 @@ class Evaluate:
         """Evaluate, print, write files."""
         from dualcaps.inference import evaluate_run
 
-        if self.out is not None and self.out.exists() and not self.out.is_dir():
-            raise ConfigError(f"--out {display_path(self.out)}: is a file: choose a folder")
+        check_out_folder(self.out)
         found = evaluate_run(self.trained, self.data, data_dir=self.data_dir, device=self.device)
         print_notes(found.notes)
         written = [] if self.out is None else _write(found, self.out)  # before printing, which may end early in a pipe
@@ -133,7 +129,7 @@ def _number(ratio: float) -> float | None:
 def _write(found: "RunEvaluation", out: Path) -> list[str]:
     """Write the files of `--out`; their names."""
     from dualcaps.plots import confusion_matrix, labelled_images, png
-    from dualcaps.runs.files import write_bytes, write_json, write_text
+    from dualcaps.runs.files import write_bytes, write_csv, write_json
 
     evaluation, images = found.evaluation, found.split.images
     classes, predicted = evaluation.classes, evaluation.predicted
@@ -144,14 +140,13 @@ def _write(found: "RunEvaluation", out: Path) -> list[str]:
         (int(image), classes[evaluation.labels[image]], classes[predicted[image]], evaluation.lengths[image])
         for image in evaluation.most_confidently_wrong(len(evaluation.labels))
     ]
-    lines = io.StringIO()
-    writer = csv.writer(lines, lineterminator="\n")
     files = found.split.files or [""] * len(images)
-    writer.writerow(["image", "file", "true class", "predicted class", "predicted length", "true length"])
+    rows = []
     for image, truth, guess, lengths in mistakes:
         own = lengths[evaluation.labels[image]]
-        writer.writerow([image, files[image], truth, guess, f"{lengths.max():.4f}", f"{own:.4f}"])
-    write_text(out / "mistakes.csv", lines.getvalue())
+        rows.append([image, files[image], truth, guess, f"{lengths.max():.4f}", f"{own:.4f}"])
+    columns = ("image", "file", "true class", "predicted class", "predicted length", "true length")
+    write_csv(out / "mistakes.csv", columns, rows)
     written = ["evaluation.json", "confusion.png", "mistakes.csv"]
     if not mistakes:
         (out / "mistakes.png").unlink(missing_ok=True)  # of an evaluation before

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 import tyro
 
 from dualcaps.config import DataConfig, ModelConfig, TrainConfig
-from dualcaps.errors import ConfigError
+from dualcaps.errors import ConfigError, display_path
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -40,6 +40,21 @@ DataDir = Annotated[
 RunFolder = Annotated[
     tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN", help="A run folder, or a trained network's name.")
 ]
+TestData = Annotated[
+    tyro.conf.Positional[str | None],
+    tyro.conf.arg(
+        metavar="[DATA]",
+        help="A data set's name or your own images; by default the run's own test images.",
+        help_behavior_hint="",
+    ),
+]
+
+
+def check_out_folder(out: Path | None) -> None:
+    """Raise ConfigError if `--out` is a file."""
+    if out is not None and out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {display_path(out)}: is a file: choose a folder")
+
 
 _METAVARS = {
     "data_dir": "FOLDER",

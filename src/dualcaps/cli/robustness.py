@@ -1,7 +1,5 @@
 """`dualcaps robustness`."""
 
-import csv
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from dualcaps.cli.display import percent, print_json, print_notes, progress_bar, stdout, table
-from dualcaps.cli.options import DataDir, Device, PluginFiles, RunFolder
+from dualcaps.cli.options import DataDir, Device, PluginFiles, RunFolder, TestData, check_out_folder
 from dualcaps.errors import ConfigError, display_path
 
 if TYPE_CHECKING:
@@ -35,8 +33,7 @@ class Robustness:
     """Evaluate a trained network on rotated, shifted, corrupted, attacked and overlapping test images."""
 
     trained: RunFolder
-    data: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="[DATA]", help_behavior_hint="")] = None
-    """A data set's name or your own images; by default the run's own test images."""
+    data: TestData = None
     suites: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME…", help_behavior_hint="")] = ()
     """Which changes: rotation, shift, affine (affNIST's ranges), corruption, attack (FGSM and PGD), overlap (two images
     on top of each other, as in MultiMNIST); by default all, overlap only of a run trained with --augment overlap."""
@@ -56,8 +53,7 @@ class Robustness:
 
     def run(self) -> None:
         """Evaluate, print, write files."""
-        if self.out is not None and self.out.exists() and not self.out.is_dir():
-            raise ConfigError(f"--out {display_path(self.out)}: is a file: choose a folder")
+        check_out_folder(self.out)
         for option in ("count", "attacked"):
             if getattr(self, option) < 1:
                 raise ConfigError(f"--{option} must be at least 1, got {getattr(self, option)}")
@@ -162,15 +158,11 @@ def _write(found: "SuiteResult", split: "ImageSplit", suites: tuple[str, ...], s
     """Write the files of `--out`; their names."""
     from dualcaps.plots import png, strength_curves
     from dualcaps.robustness.suite import Score
-    from dualcaps.runs.files import write_bytes, write_json, write_text
+    from dualcaps.runs.files import write_bytes, write_csv, write_json
 
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "robustness.json", _as_json(found))
-    lines = io.StringIO()
-    writer = csv.writer(lines, lineterminator="\n")
-    writer.writerow(Score._fields)
-    writer.writerows(found.scores)
-    write_text(out / "robustness.csv", lines.getvalue())
+    write_csv(out / "robustness.csv", Score._fields, found.scores)
     written = ["robustness.json", "robustness.csv"]
     clean, *others = found.scores
     curves = {}

@@ -70,6 +70,11 @@ def training_batches(
         yield Batch(images, labels)
 
 
+def epoch_seed(seed: int, epoch: int) -> int:
+    """The seed of an epoch's random numbers, which depend on nothing else, so that a resumed epoch repeats them."""
+    return seed * 1_000_003 + epoch
+
+
 def batch_order(count: int, batch_size: int, generator: torch.Generator) -> tuple[Tensor, ...]:
     """The images of each batch of an epoch, by their places in the split; the first that an epoch draws."""
     return torch.randperm(count, generator=generator, device=generator.device).split(batch_size)

@@ -1,10 +1,12 @@
 """Atomic writing: after a kill, and for every reader, a file has its old content or the new one."""
 
+import csv
+import io
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -97,3 +99,12 @@ def remove_drafts(folder: Path) -> None:
     """Remove temporary files of killed processes from a folder that no other process writes to."""
     for draft in folder.glob(".*.draft"):
         draft.unlink(missing_ok=True)
+
+
+def write_csv(file: Path, columns: Sequence[str], lines: Iterable[Iterable[object]]) -> None:
+    """Replace a CSV file in one step; raises OSError where it cannot be written."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(lines)
+    write_text(file, text.getvalue())

@@ -10,7 +10,6 @@ import csv
 import dataclasses
 import functools
 import hashlib
-import io
 import json
 import math
 import os
@@ -35,7 +34,7 @@ from dualcaps.errors import RunError
 from dualcaps.models import default_switches
 from dualcaps.registry import DATASETS
 from dualcaps.runs import run as runs
-from dualcaps.runs.files import write_text
+from dualcaps.runs.files import write_csv
 from dualcaps.runs.run import Run
 from dualcaps.study.experiments.card import DataKey, Variant, data_key
 
@@ -507,15 +506,6 @@ def _read_csv(file: Path, columns: Iterable[str]) -> list[dict[str, str]]:
     if any(None in line or None in line.values() for line in lines):
         raise RunError(f"{file}: damaged (lines of different lengths): make it again from the run folders")
     return lines
-
-
-def write_csv(file: Path, columns: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
-    """Replace a CSV file in one step; raises OSError where it cannot be written."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(lines)
-    write_text(file, text.getvalue())
 
 
 def _text(value: Any) -> str:

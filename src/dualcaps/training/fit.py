@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map_only
 from dualcaps.calibration import keep_calibration
 from dualcaps.config import DataConfig, ModelConfig, TrainConfig, to_json
 from dualcaps.data.augment import parse_augmentation
-from dualcaps.data.batches import training_batches
+from dualcaps.data.batches import epoch_seed, training_batches
 from dualcaps.data.dataset import ImageDataset, ImageSplit
 from dualcaps.errors import ConfigError, DualcapsError, ModelError, RunError
 from dualcaps.explain.reconstructions import reconstruction_error
@@ -46,8 +46,8 @@ from dualcaps.training.step import TrainingStep
 from dualcaps.training.team import joined
 
 _MAY_CHANGE = (
-    *("data_dir", "source", "compile", "deterministic", "device", "epochs", "patience", "init_from", "trunk_weights"),
-    "checkpoint_minutes",
+    *("data_dir", "source", "compile", "deterministic", "device", "checkpoint_minutes", "epochs", "patience"),
+    *("init_from", "trunk_weights"),
 )
 """Options that may differ when a run is resumed; the data are compared by the hash of the images."""
 
@@ -115,10 +115,9 @@ def fit(
         ModelError: the model is not a `Network`.
         ConfigError: the data do not fit the network, the device is not available, or the loss is not finite or has
             become a thousand times that of the first steps; the last checkpoint is kept.
-        RunError: of several processes another one has ended.
         KeyboardInterrupt: SIGINT was received; `dualcaps.errors.Terminated` for SIGTERM.
         RunError: the folder exists and `resume` is off, or belongs to another configuration or data, or the disk
-            is too full.
+            is too full; or of several processes another one has ended.
         OSError: writing failed; the run can be resumed from the last epoch written.
 
     Example:
@@ -277,12 +276,10 @@ def fit(
 def _begin_epoch(state: TrainingState, epoch: int, device: torch.device) -> tuple[EpochProgress, torch.Tensor | None]:
     """Seed the random numbers and start the epoch's sums, or restore both within an epoch.
 
-    Random numbers depend on seed and epoch alone, so that a resumed epoch repeats them.
-
     Returns:
         The progress, and of a resumed epoch the state of the generator after its last batch.
     """
-    seed = state.config.seed * 1_000_003 + epoch
+    seed = epoch_seed(state.config.seed, epoch)
     torch.manual_seed(seed + (state.team.rank << 48))  # dropout differs between processes
     generator, drawn = torch.Generator(device).manual_seed(seed), None
     progress = EpochProgress(

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dualcaps.errors import RunError
-from dualcaps.runs.files import write_bytes, write_text
+from dualcaps.runs.files import write_bytes, write_csv, write_text
 from dualcaps.study import paper
-from dualcaps.study.records import COPIES, RUNS, Records, read_copies, read_records, write_csv, write_records
+from dualcaps.study.records import COPIES, RUNS, Records, read_copies, read_records, write_records
 from dualcaps.study.report.figures import keep_strips
 from dualcaps.study.report.page import make_page
 from dualcaps.study.report.sections import FOLDED, compares_with_paper, compose

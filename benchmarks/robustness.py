@@ -5,13 +5,12 @@
 Affine changes, rotations, shifts, corruptions and attacks: trained on MNIST on a canvas of 40x40 pixels with shifts and
 nothing else, until an epoch has 99 % of the validation images right (Sabour et al. 2017 compare networks of 99.2 %),
 then tested on affNIST's changes of all test images and the suite of `dualcaps robustness` of 1,000 of them. Overlapping
-digits: trained on MultiMNIST for five epochs. Stopped trainings are resumed; measurements are kept run by run.
+digits: trained on MultiMNIST for five epochs. Stopped trainings are resumed; a run whose scores are in `scores.csv` is
+not trained again, on whatever machine.
 """
 
 import argparse
 import csv
-import io
-import json
 import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ from dualcaps import TrainConfig, create_model, fit, load_data, load_model
 from dualcaps.data.dataset import ImageDataset
 from dualcaps.inference import run_data
 from dualcaps.robustness.suite import SUITES, robustness
-from dualcaps.runs.files import write_json, write_text
+from dualcaps.runs.files import write_csv, write_text
 from dualcaps.runs.run import Run
 from dualcaps.training.callbacks import Callback, TrainingState
 
@@ -35,7 +34,11 @@ PARTS: dict[str, dict[str, Any]] = {
 }
 TARGET = 0.99  # of the validation images, at which training on single digits ends
 COUNT, ATTACKED, AFFINE = 1_000, 100, 10_000
-MEASURED = "robustness.json"
+FIELDS = (
+    *("data", "network", "seed", "epochs", "suite", "change", "strength", "images", "accuracy"),
+    *("commits", "processor", "torch"),
+)
+Row = dict[str, Any]
 
 
 class StopAt(Callback):
@@ -60,13 +63,15 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "robustness")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "robustness")
     options = parser.parse_args()
+    found = read(options.out / "scores.csv")
     for name in options.data:
         data = load_data(name)
         for seed in range(options.seeds):
             for network in options.networks:
-                measure(train(data, network, seed, options.runs), data)
-                write(options.runs, options.out)
-    write(options.runs, options.out)
+                if not any((row["data"], row["network"], row["seed"]) == (name, network, seed) for row in found):
+                    found += measure(train(data, network, seed, options.runs), data)
+                    write(found, options.out)
+    write(found, options.out)
 
 
 def train(data: ImageDataset, network: str, seed: int, runs: Path) -> Run:
@@ -80,10 +85,8 @@ def train(data: ImageDataset, network: str, seed: int, runs: Path) -> Run:
     return Run.open(path)
 
 
-def measure(run: Run, data: ImageDataset) -> None:
-    """Keep the run's scores in its folder."""
-    if (run.path / MEASURED).is_file():
-        return
+def measure(run: Run, data: ImageDataset) -> Iterator[Row]:
+    """Measure a run: a row for each number."""
     model, test = load_model(run), run_data(run).test
     if data.name == "mnist-36":
         found = robustness(model, test, ["overlap"], count=len(test))
@@ -93,53 +96,52 @@ def measure(run: Run, data: ImageDataset) -> None:
         suites = [name for name in SUITES if name not in ("affine", "overlap")]
         found = robustness(model, test, suites, count=COUNT, attacked=ATTACKED)
         scores = [*scores, *(score for score in found.scores if score.suite != "clean")]
-    kept = {
-        "scores": [score._asdict() for score in scores],
-        "gradients": found.gradients and {**found.gradients._asdict(), "signs": found.gradients.signs()},
-        "overlap": found.overlap and found.overlap._asdict(),
+    session = run.provenance["sessions"][0]
+    about = {
+        "data": run.data.source,
+        "network": run.model.name,
+        "seed": run.training.seed,
+        "epochs": len(run.history),
+        "commits": " ".join(sorted({str(one["commit"]) for one in run.provenance["sessions"]})),
+        "processor": session["processor"],
+        "torch": session["versions"]["torch"],
     }
-    write_json(run.path / MEASURED, kept)
     print(f"{run.path}: measured", flush=True)
+    for score in scores:
+        yield {**about, **score._asdict(), "accuracy": f"{score.accuracy:.6g}"}
+    for suite, group in (("gradients", found.gradients), ("overlap", found.overlap)):
+        for name, value in (group._asdict() if group else {}).items():
+            if isinstance(value, float):
+                yield {**about, "suite": suite, "change": name, "accuracy": f"{value:.6g}"}
 
 
-def rows(runs: Path) -> Iterator[dict[str, Any]]:
-    """A row for each number measured."""
-    for file in sorted(runs.glob(f"*/*/{MEASURED}")):
-        run, found = Run.open(file.parent), json.loads(file.read_text(encoding="utf-8"))
-        session = run.provenance["sessions"][0]
-        about = {
-            "data": run.data.source,
-            "network": run.model.name,
-            "seed": run.training.seed,
-            "epochs": len(run.history),
-            "commits": " ".join(sorted({str(one["commit"]) for one in run.provenance["sessions"]})),
-            "processor": session["processor"],
-            "torch": session["versions"]["torch"],
-        }
-        for score in found["scores"]:
-            yield {**about, **score, "accuracy": f"{score['accuracy']:.6g}"}
-        for group in ("gradients", "overlap"):
-            for name, value in (found[group] or {}).items():
-                if isinstance(value, float):
-                    yield {**about, "suite": group, "change": name, "accuracy": f"{value:.6g}"}
+def read(file: Path) -> list[Row]:
+    """The rows of the CSV file; none where it does not exist."""
+    if not file.exists():
+        return []
+    with file.open(encoding="utf-8", newline="") as stream:
+        found: list[Row] = list(csv.DictReader(stream))
+    for row in found:
+        row.update(seed=int(row["seed"]), epochs=int(row["epochs"]), strength=float(row["strength"] or "nan"))
+    return found
 
 
-def write(runs: Path, out: Path) -> None:
-    """Write the scores as CSV and the tables."""
-    found = list(rows(runs))
-    if not found:
-        return
-    text = io.StringIO()
-    fields = ("data", "network", "seed", "epochs", "suite", "change", "strength", "images", "accuracy")
-    writer = csv.DictWriter(text, [*fields, "commits", "processor", "torch"], restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(found)
+def write(found: Sequence[Row], out: Path) -> None:
+    """Write the scores as CSV, in the order of the networks, and the tables."""
+    ordered = sorted(
+        found, key=lambda row: (list(PARTS).index(row["data"]), row["seed"], NETWORKS.index(row["network"]))
+    )
     out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "scores.csv", text.getvalue())
-    write_text(out / "RESULTS.md", tables(found))
+    lines = ([_cell(row.get(field, "")) for field in FIELDS] for row in ordered)
+    write_csv(out / "scores.csv", FIELDS, lines)
+    write_text(out / "RESULTS.md", tables(ordered))
 
 
-def tables(found: Sequence[dict[str, Any]]) -> str:
+def _cell(value: object) -> object:
+    return "" if value != value else value  # a strength that a row does not have is read as NaN
+
+
+def tables(found: Sequence[Row]) -> str:
     """The tables in Markdown: means over the seeds with standard deviations."""
     single = [row for row in found if row["data"] == "mnist-40"]
     pairs = [row for row in found if row["data"] == "mnist-36"]
@@ -204,7 +206,7 @@ _PAIRS: tuple[Line, ...] = (
 )
 
 
-def _table(found: Sequence[dict[str, Any]], lines: Sequence[Line]) -> list[str]:
+def _table(found: Sequence[Row], lines: Sequence[Line]) -> list[str]:
     networks = [name for name in NETWORKS if any(row["network"] == name for row in found)]
     text = [f"| | {' | '.join(networks)} |", f"| --- |{' ---: |' * len(networks)}"]
     for heading, suite, change, strength, factor in lines:

@@ -5,12 +5,12 @@
 All are `capsnet` with the paper's trunk, the same votes and parents of 16 dimensions, trained by the recipe `paper`.
 First each method is trained with each of four learning rates and a seed that is not used again; the rate with the
 highest validation accuracy is taken. Then it is trained with several seeds; the epoch is selected on validation images
-and the test images are read once. Trainings run through the command line; stopped ones are resumed.
+and the test images are read once. Trainings run through the command line; stopped ones are resumed. A finished
+one has a row in `runs-DATA.csv` and is not trained again, on whatever machine.
 """
 
 import argparse
 import csv
-import io
 import math
 import statistics
 import subprocess
@@ -27,7 +27,7 @@ from dualcaps import create_model
 from dualcaps.bench import interleave, our_training, peak_memory, random_split
 from dualcaps.inference import choose_precision
 from dualcaps.models import count_parameters
-from dualcaps.runs.files import write_text
+from dualcaps.runs.files import write_csv, write_text
 from dualcaps.runs.run import Run, environment
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -55,6 +55,7 @@ class Budget(NamedTuple):
 
 BUDGETS = {"digits": Budget(20, 40, 5), "fashion-mnist": Budget(2, 5, 3)}
 BATCH = 128
+Row = dict[str, str]
 
 
 def main() -> None:
@@ -72,90 +73,73 @@ def main() -> None:
         return
     for data in options.data:
         if "train" in options.only:
-            train(data, options.runs)
-            write(options.out / f"runs-{data}.csv", rows(data, options.runs))
+            train(data, options.runs, options.out / f"runs-{data}.csv")
     if "cost" in options.only:
         write(options.out / "cost.csv", cost())
     if "table" in options.only:
         write_text(options.out / "RESULTS.md", table(options.out))
 
 
-def train(data: str, runs: Path) -> None:
-    """All trainings of a data set; finished ones are left as they are."""
+def train(data: str, runs: Path, file: Path) -> None:
+    """All trainings of a data set; those that have a row in the file are not repeated."""
     budget = BUDGETS[data]
     for method in METHODS:
         for rate in RATES:
-            _train(data, method, rate, TUNING_SEED, budget.tuning, runs)
+            _train(data, method, rate, TUNING_SEED, budget.tuning, runs, file)
     for seed in range(budget.seeds):
         for method in METHODS:
-            _train(data, method, best_rate(data, method, runs), seed, budget.final, runs)
+            _train(data, method, best_rate(method, read(file)), seed, budget.final, runs, file)
 
 
-def _train(data: str, method: str, rate: str, seed: int, epochs: int, runs: Path) -> None:
+def _train(data: str, method: str, rate: str, seed: int, epochs: int, runs: Path, file: Path) -> None:
+    found = read(file)
+    key = (method, rate, str(seed), str(epochs))
+    if any((row["method"], row["lr"], row["seed"], row["epochs"]) == key for row in found):
+        return
+    name = method.lower().replace(", ", "-").replace(" ", "-")
+    folder = runs / data / f"{name}-lr{rate}-{epochs}-seed{seed}"
     switches = [text for name, value in METHODS[method].items() for text in (f"--{name}", str(value))]
     arguments = ["train", data, "--model", "capsnet", *switches, "--lr", rate, "--epochs", str(epochs)]
-    arguments += ["--seed", str(seed), "--out", str(folder(data, method, rate, seed, epochs, runs)), "--resume"]
+    arguments += ["--seed", str(seed), "--out", str(folder), "--resume"]
     subprocess.run([sys.executable, "-m", "dualcaps", *arguments], check=True)
+    write(file, [*found, _row(Run.open(folder), data, method, rate, seed, epochs)])
 
 
-def folder(data: str, method: str, rate: str, seed: int, epochs: int, runs: Path) -> Path:
-    """The folder of a run."""
-    name = method.lower().replace(", ", "-").replace(" ", "-")
-    return runs / data / f"{name}-lr{rate}-{epochs}-seed{seed}"
+def best_rate(method: str, found: Sequence[Row]) -> str:
+    """The rate with the highest validation accuracy of its best epoch; of equal ones the lowest loss of that epoch."""
+    tuned = [row for row in found if (row["method"], row["use"]) == (method, "tuning")]
+    return max(tuned, key=lambda row: (float(row["validation_accuracy"]), -float(row["training_loss"])))["lr"]
 
 
-def best_rate(data: str, method: str, runs: Path) -> str:
-    """The rate with the highest validation accuracy of its best epoch; of equal ones the lowest loss."""
-
-    def quality(rate: str) -> tuple[float, float]:
-        run = Run.open(folder(data, method, rate, TUNING_SEED, BUDGETS[data].tuning, runs))
-        best = max(run.history, key=lambda line: line["validation_accuracy"])
-        return best["validation_accuracy"], -best["loss"]
-
-    return max(RATES, key=quality)
-
-
-def rows(data: str, runs: Path) -> list[dict[str, str]]:
-    """One row for each finished training: tuning and final."""
-    budget, found = BUDGETS[data], []
-    for method in METHODS:
-        for rate in RATES:
-            wanted = [(TUNING_SEED, budget.tuning), *((seed, budget.final) for seed in range(budget.seeds))]
-            for seed, epochs in wanted:
-                path = folder(data, method, rate, seed, epochs, runs)
-                if not (path / "result.json").is_file():
-                    continue
-                run = Run.open(path)
-                assert run.result is not None
-                session = run.provenance["sessions"][0]
-                best = max(run.history, key=lambda line: line["validation_accuracy"])
-                found.append(
-                    {
-                        "data": data,
-                        "method": method,
-                        "use": "tuning" if seed == TUNING_SEED else "final",
-                        "lr": rate,
-                        "seed": str(seed),
-                        "epochs": str(epochs),
-                        "validation_accuracy": f"{best['validation_accuracy']:.6g}",
-                        "test_accuracy": "" if seed == TUNING_SEED else f"{run.result['test_accuracy']:.6g}",
-                        "seconds": f"{sum(line['seconds'] for line in run.history):.1f}",
-                        "images_sha256": run.provenance["data"]["sha256"],
-                        "precision": run.result["precision"],
-                        "processor": session["processor"],
-                        "threads": str(session["threads"]),
-                        "torch": session["versions"]["torch"],
-                        "commits": " ".join(sorted({str(one["commit"]) for one in run.provenance["sessions"]})),
-                    }
-                )
-    return found
+def _row(run: Run, data: str, method: str, rate: str, seed: int, epochs: int) -> Row:
+    assert run.result is not None
+    session = run.provenance["sessions"][0]
+    best = max(run.history, key=lambda line: line["validation_accuracy"])
+    return {
+        "data": data,
+        "method": method,
+        "use": "tuning" if seed == TUNING_SEED else "final",
+        "lr": rate,
+        "seed": str(seed),
+        "epochs": str(epochs),
+        "validation_accuracy": f"{best['validation_accuracy']:.6g}",
+        "training_loss": f"{best['loss']:.6g}",
+        "test_accuracy": "" if seed == TUNING_SEED else f"{run.result['test_accuracy']:.6g}",
+        "seconds": f"{sum(line['seconds'] for line in run.history):.1f}",
+        "images_sha256": run.provenance["data"]["sha256"],
+        "precision": run.result["precision"],
+        "processor": session["processor"],
+        "threads": str(session["threads"]),
+        "torch": session["versions"]["torch"],
+        "commits": " ".join(sorted({str(one["commit"]) for one in run.provenance["sessions"]})),
+    }
 
 
-def cost() -> list[dict[str, str]]:
+def cost() -> list[Row]:
     """Parameters, training speed and peak memory of each method at 28x28 pixels, 10 classes."""
     timings = interleave({method: _step(method, 10) for method in METHODS}, rounds=5, items=10 * BATCH)
     machine = environment(torch.device("cpu"), "")
-    found = []
+    found: list[Row] = []
     for method, timing in timings.items():
         model = create_model("capsnet", decoder=False, **METHODS[method])
         command = [sys.executable, __file__, "digits", "--peak-memory-of", method]
@@ -186,14 +170,18 @@ def _step(method: str, steps: int) -> Callable[[], None]:
     return our_training(model, part, BATCH, choose_precision("auto", torch.device("cpu")), "never")
 
 
-def write(file: Path, found: Sequence[dict[str, str]]) -> None:
+def read(file: Path) -> list[Row]:
+    """The rows of a CSV file; none where it does not exist."""
+    if not file.exists():
+        return []
+    with file.open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def write(file: Path, found: Sequence[Row]) -> None:
     """Write rows as a CSV file."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(found[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(found)
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_text(file, text.getvalue())
+    write_csv(file, list(found[0]), (row.values() for row in found))
     print(file, flush=True)
 
 
@@ -205,14 +193,10 @@ def table(out: Path) -> str:
         "Generated by `python benchmarks/routing_table.py` from the CSV files beside it.",
         "",
     ]
-    with (out / "cost.csv").open() as file:
-        costs = {row["method"]: row for row in csv.DictReader(file)}
+    costs = {row["method"]: row for row in read(out / "cost.csv")}
     for data, budget in BUDGETS.items():
-        if not (out / f"runs-{data}.csv").exists():
-            continue
-        with (out / f"runs-{data}.csv").open() as file:
-            found = list(csv.DictReader(file))
-        text += [f"## {data}", "", *_summary(budget, found, costs), ""]
+        if found := read(out / f"runs-{data}.csv"):
+            text += [f"## {data}", "", *_summary(budget, found, costs), ""]
     machine = next(iter(costs.values()))
     text += [
         f"Parameters without the decoder. Speed and memory: training steps of {BATCH} images of 28×28 pixels, "
@@ -224,7 +208,7 @@ def table(out: Path) -> str:
     return "\n".join(text)
 
 
-def _summary(budget: Budget, found: Sequence[dict[str, str]], costs: dict[str, dict[str, str]]) -> list[str]:
+def _summary(budget: Budget, found: Sequence[Row], costs: dict[str, Row]) -> list[str]:
     accuracies = {
         method: [100 * float(row["test_accuracy"]) for row in found if (row["method"], row["use"]) == (method, "final")]
         for method in METHODS

@@ -183,7 +183,7 @@ def our_training(
     def epoch() -> None:
         model.train()
         loss = torch.zeros(())
-        for images, labels, _ in training_batches(split, batch_size, None, generator):
+        for images, labels, *_ in training_batches(split, batch_size, None, generator):
             loss = step(images, labels).loss
         loss.item()
         if compile == "always" and not step.compiled:

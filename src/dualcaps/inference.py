@@ -402,7 +402,8 @@ def evaluate(
     """
     if not len(split):
         raise DataError("no images to evaluate on")
-    lengths = predict(model, split.images, precision=precision, batch_size=batch_size, tta=tta).numpy()
+    options: dict[str, Any] = {"precision": precision, "batch_size": batch_size, "tta": tta}
+    lengths = torch.cat([predict(model, piece, **options) for piece in split.pieces()]).numpy()
     return Evaluation(lengths, _labels_by_name(model, split), model.classes)
 
 

@@ -233,7 +233,7 @@ def test_mixup_blends_pixels_and_labels_by_the_same_share():
 def test_batches_with_mixup_have_floats_and_soft_labels():
     labels = torch.arange(20) % 3
     split = ImageSplit(labels.to(torch.uint8).mul(100)[:, None, None, None].expand(20, 1, 4, 4).contiguous(), labels)
-    for images, soft, _ in training_batches(split, 8, only("mixup"), generator(), 3):
+    for images, soft, *_ in training_batches(split, 8, only("mixup"), generator(), 3):
         assert images.dtype == torch.float32
         assert images.min() >= 0
         assert images.max() <= 200 / 255

@@ -66,7 +66,7 @@ def numbered(count: int) -> ImageSplit:
 def test_an_epoch_shows_each_image_once_with_its_label(count: int, batch_size: int):
     batches = list(training_batches(numbered(count), batch_size, Augmentation(flip=True), generator()))
     assert [len(batch.labels) for batch in batches[:-1]] == [batch_size] * (len(batches) - 1)
-    for images, labels, _ in batches:
+    for images, labels, *_ in batches:
         assert torch.equal(images, labels.to(torch.uint8)[:, None, None, None].expand_as(images))
     assert sorted(torch.cat([batch.labels for batch in batches]).tolist()) == list(range(count))
 
@@ -103,17 +103,19 @@ def test_the_order_depends_on_the_generator_alone():
 def test_batches_copied_ahead_are_those_selected_and_a_started_epoch_can_be_left():
     split = ImageSplit(torch.randint(256, (50, 1, 4, 4), dtype=torch.uint8), torch.arange(50))
     chosen = torch.randperm(50).split(8)
-    copied = list(batches._copy_ahead(split, chosen, torch.device("cpu")))
+    selected = [(split.images[part], split.labels[part], len(part)) for part in chosen]
+    copied = list(batches._copied_ahead(iter(selected), torch.device("cpu")))
     assert len(copied) == len(chosen)
-    for (images, labels), part in zip(copied, chosen, strict=True):
+    for (images, labels, count), part in zip(copied, chosen, strict=True):
         assert torch.equal(images, split.images[part])
         assert torch.equal(labels, split.labels[part])
-    started = batches._copy_ahead(split, chosen, torch.device("cpu"))
+        assert count == len(part)
+    started = batches._copied_ahead(iter(selected), torch.device("cpu"))
     next(started)
     started.close()
-    outside = (torch.tensor([60]),)
+    outside = ((split.images[place], split.labels[place], 1) for place in (3, 60))
     with pytest.raises(IndexError):
-        list(batches._copy_ahead(split, outside, torch.device("cpu")))
+        list(batches._copied_ahead(outside, torch.device("cpu")))
 
 
 def test_scaling_reaches_zero_and_one_and_puts_channels_last():

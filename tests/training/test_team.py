@@ -14,7 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dualcaps import ImageSplit
-from dualcaps.data.batches import Batch
 from dualcaps.runs.run import Run
 from dualcaps.training.team import Team
 
@@ -23,19 +22,16 @@ CPU = torch.device("cpu")
 
 @given(count=st.integers(1, 20), size=st.integers(1, 6))
 def test_shares_make_up_the_batch_and_weigh_as_many_images(count: int, size: int):
-    batch = Batch(torch.arange(count, dtype=torch.uint8).view(-1, 1, 1, 1), torch.arange(count))
-    shares = [Team(CPU, rank, size).share(batch) for rank in range(size)]
-    assert [Team(CPU, rank, size).share_of(count) for rank in range(size)] == [
-        len(own.labels) if weight else 0 for own, weight in shares
-    ]
-    seen = torch.cat([own.labels for own, weight in shares if weight])
+    teams = [Team(CPU, rank, size) for rank in range(size)]
+    shares = [(torch.arange(count)[team.share(count)], team.weight(count)) for team in teams]
+    assert [team.share_of(count) for team in teams] == [len(own) if weight else 0 for own, weight in shares]
+    seen = torch.cat([own for own, weight in shares if weight])
     assert seen.tolist() == list(range(count))
     for own, weight in shares:
-        assert torch.equal(own.images.flatten().long(), own.labels)
-        assert len(own.labels) >= 1
-        assert weight == pytest.approx(len(own.labels) * size / count if weight else 0)
+        assert len(own) >= 1
+        assert weight == pytest.approx(len(own) * size / count if weight else 0)
     losses = torch.rand(count)
-    mean = sum(weight * losses[own.labels].mean() for own, weight in shares) / size
+    mean = sum(weight * losses[own].mean() for own, weight in shares) / size
     assert mean == pytest.approx(float(losses.mean()), rel=1e-5)
 
 

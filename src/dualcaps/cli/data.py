@@ -1,14 +1,16 @@
-"""`dualcaps data list`, `check`, `get` and `show`."""
+"""`dualcaps data list`, `check`, `get`, `show`, `pack` and `export`."""
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from dualcaps.cli.display import print_notes, stdout, table
-from dualcaps.cli.options import DataDir, NamedDataOptions, PluginFiles
-from dualcaps.errors import display_path
+from dualcaps.cli.display import print_notes, progress_bar, stdout, table
+from dualcaps.cli.options import DataDir, NamedDataOptions, PackOptions, PluginFiles
+from dualcaps.config import DataConfig
+from dualcaps.errors import ConfigError, display_path
 
 _MOST_PRINTED_FILES = 20
 
@@ -22,7 +24,6 @@ class DataList:
 
     def run(self) -> None:
         """Look for the files and print."""
-        from dualcaps.config import DataConfig
         from dualcaps.data.load import data_state
         from dualcaps.data.sources import data_set
         from dualcaps.registry import DATASETS, load_entry_points
@@ -115,14 +116,71 @@ class DataShow:
 
 
 @dataclass(frozen=True)
+class DataPack:
+    """Decode own images once into a folder that training streams from, for more images than memory holds."""
+
+    paths: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="SOURCE… OUT", help_behavior_hint="")]
+    """What to pack: a folder of class sub-folders, a Parquet file or a folder of them, or WebDataset tar files (paths
+    or URLs); and the folder to make. The same command goes on after an interruption."""
+    images: tyro.conf.OmitArgPrefixes[PackOptions] = dataclasses.field(default_factory=PackOptions)
+    plugin: PluginFiles = ()
+
+    def run(self) -> None:
+        """Pack and print what was packed."""
+        if len(self.paths) < 2:
+            raise ConfigError("data pack takes what to pack and the folder to make: dualcaps data pack SOURCE OUT")
+        config = DataConfig(**vars(self.images))
+
+        from dualcaps.data.pack import pack
+
+        *sources, out = self.paths
+        with progress_bar() as progress:
+            task = progress.add_task("starting", total=None)
+
+            def show(what: str, done: int, total: int) -> None:
+                progress.update(task, description=what, completed=done, total=total or None)
+
+            index = pack(sources, out, config, on_progress=show)
+        print_notes(index.notes)
+        counts = [f"{sum(shard.images for shard in shards):,} {part}" for part, shards in index.parts.items()]
+        channels, height, width = index.image_shape
+        print(
+            f"{display_path(out)}: {', '.join(counts)} images of {height}x{width}x{channels} in {len(index.classes)} "
+            f"classes; dualcaps train {display_path(out)} trains on them"
+        )
+
+
+@dataclass(frozen=True)
+class DataExport:
+    """Write a data set as WebDataset tar files: PNG images with their labels, in files for each part."""
+
+    data: tyro.conf.OmitArgPrefixes[NamedDataOptions]
+    out: Annotated[str, tyro.conf.arg(metavar="FOLDER")] = "tars"
+    """Folder to write to: a path or a URL that fsspec opens."""
+    plugin: PluginFiles = ()
+
+    def run(self) -> None:
+        """Write and print the files' names."""
+        from dualcaps.data.load import load_data
+        from dualcaps.data.tars import write_tars
+
+        data = load_data(**vars(self.data))
+        print_notes(data.notes)
+        for file in write_tars(data, self.out):
+            print(display_path(file), flush=True)
+
+
+@dataclass(frozen=True)
 class Data:
-    """List, check, fetch and show data sets."""
+    """List, check, fetch, show, pack and export data sets."""
 
     action: tyro.conf.OmitArgPrefixes[
         Annotated[DataList, tyro.conf.subcommand("list")]
         | Annotated[DataCheck, tyro.conf.subcommand("check")]
         | Annotated[DataGet, tyro.conf.subcommand("get")]
         | Annotated[DataShow, tyro.conf.subcommand("show")]
+        | Annotated[DataPack, tyro.conf.subcommand("pack")]
+        | Annotated[DataExport, tyro.conf.subcommand("export")]
     ]
 
     @property

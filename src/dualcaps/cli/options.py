@@ -131,9 +131,29 @@ def _source(metavar: str) -> Any:
     ]
 
 
+_PACKED_TEST = Annotated[float, tyro.conf.arg(help="The part of all images held out if there is no test part.")]
+_PACKED_RANGE = Annotated[
+    tuple[float, float] | None,
+    tyro.conf.arg(
+        metavar="BLACK WHITE",
+        help="Pixel values of black and white in images that are not 8-bit, which need them.",
+        help_behavior_hint="",
+    ),
+]
+_PACKED_SIZE = Annotated[
+    tuple[int, int] | None,
+    tyro.conf.arg(
+        metavar="H W",
+        help="Height and width in pixels to bring the images to; by default their common size if it is at most 64 a "
+        "side.",
+        help_behavior_hint="",
+    ),
+]
+
 if TYPE_CHECKING:
     DataOptions: TypeAlias = Any
     NamedDataOptions: TypeAlias = Any
+    PackOptions: TypeAlias = Any
     NetworkOptions: TypeAlias = Any
     TrainingOptions: TypeAlias = Any
 else:
@@ -146,6 +166,17 @@ else:
         DataConfig,
         description=_WHAT_IMAGES,
         replaced={"source": (_source("DATA"), dataclasses.MISSING)},
+    )
+    PackOptions = _options_of(
+        "PackOptions",
+        DataConfig,
+        description="The size of the images and how they are split.",
+        leave_out=("source", "data_dir", "split", "camera", "objects", "extra"),
+        replaced={
+            "image_size": (_PACKED_SIZE, None),
+            "test": (_PACKED_TEST, 0.2),
+            "value_range": (_PACKED_RANGE, None),
+        },
     )
     NetworkOptions = _options_of(
         "NetworkOptions",

@@ -83,26 +83,53 @@ def parse_augmentation(text: str, flip: bool) -> Augmentation | None:
     )
 
 
+@dataclass(frozen=True)
+class _Draws:
+    """Random numbers for a share of a batch, see `augment`."""
+
+    generator: torch.Generator
+    count: int
+    own: slice
+
+    def uniform(self, numbers: int = 1) -> Float[Tensor, "own numbers"]:
+        """Numbers in [0, 1) for each image of the share."""
+        return torch.rand((self.count, numbers), generator=self.generator, device=self.generator.device)[self.own]
+
+    def integers(self, low: int, high: int) -> Int[Tensor, "own 1"]:
+        """A whole number from `low` to below `high` for each image of the share."""
+        drawn = torch.randint(low, high, (self.count, 1), generator=self.generator, device=self.generator.device)
+        return drawn[self.own]
+
+
 def augment(
-    images: UInt8[Tensor, "batch channels height width"], how: Augmentation, generator: torch.Generator
-) -> UInt8[Tensor, "batch channels height width"]:
+    images: UInt8[Tensor, "own channels height width"],
+    how: Augmentation,
+    generator: torch.Generator,
+    *,
+    count: int | None = None,
+    own: slice = slice(None),
+) -> UInt8[Tensor, "own channels height width"]:
     """Change each image by its own draw; all but mixup and overlap, see `mix_up` and `overlap`.
 
     Args:
-        images: 0 to 255.
+        images: 0 to 255: a batch, or a share of it.
         how: which changes.
-        generator: of random numbers, on the images' device.
+        generator: of random numbers, on the images' device; those of the whole batch are drawn, so that the processes
+            of a training stay in step and an image is changed in the same way whatever their number.
+        count: images of the whole batch; by default as many as are given.
+        own: the share.
     """
+    draws = _Draws(generator, len(images) if count is None else count, own)
     if how.shift or how.flip:
-        images = _shift_and_flip(images, how, generator)
+        images = _shift_and_flip(images, how, draws)
     if how.crop:
-        images = _crop(images, generator)
+        images = _crop(images, draws)
     if how.rotate:
-        images = _rotate(images, generator)
+        images = _in_pieces(_turned, images, draws.uniform()[:, 0] * 2 - 1)
     if how.colour:
-        images = _jitter_colour(images, generator)
+        images = _in_pieces(_coloured, images, 1 + _COLOUR_RANGE * (draws.uniform(3) * 2 - 1))
     if how.erase:
-        images = _erase(images, generator)
+        images = _erase(images, draws)
     return images
 
 
@@ -194,17 +221,17 @@ def _reflected(place: Tensor, size: int) -> Tensor:
     return ((size - 1) - ((size - 1) - place.abs()).abs()).clamp_(min=0)
 
 
-def _shift_and_flip(images: Tensor, how: Augmentation, generator: torch.Generator) -> Tensor:
+def _shift_and_flip(images: Tensor, how: Augmentation, draws: _Draws) -> Tensor:
     batch, _, height, width = images.shape
 
     def moves(size: int) -> Tensor:
         most = min(int(how.shift * size), size - 1)
-        return torch.randint(-most, most + 1, (batch, 1), generator=generator, device=images.device)
+        return draws.integers(-most, most + 1)
 
     down, right = moves(height), moves(width)
     mirrored = torch.zeros((batch, 1), dtype=torch.bool, device=images.device)
     if how.flip:
-        mirrored = torch.rand((batch, 1), generator=generator, device=images.device) < 0.5
+        mirrored = draws.uniform() < 0.5
     if images.device.type == "cpu" and images[0].numel() >= _COPIED_BY_ROWS:
         return _move_and_mirror(images, down.flatten().tolist(), right.flatten().tolist(), mirrored.flatten())
     rows, columns = (
@@ -237,18 +264,13 @@ def _gather(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return picked.view(*images.shape[:2], rows.shape[1], columns.shape[1])
 
 
-def _crop(images: Tensor, generator: torch.Generator) -> Tensor:
+def _crop(images: Tensor, draws: _Draws) -> Tensor:
     def positions(size: int) -> Tensor:
         margin = max(1, round(size * _CROP_SHARE)) if size > 1 else 0
-        start = torch.randint(-margin, margin + 1, (len(images), 1), generator=generator, device=images.device)
+        start = draws.integers(-margin, margin + 1)
         return _reflected(torch.arange(size, device=images.device) + start, size)
 
     return _gather(images, positions(images.shape[2]), positions(images.shape[3]))
-
-
-def _rotate(images: Tensor, generator: torch.Generator) -> Tensor:
-    turn = torch.rand(len(images), generator=generator, device=images.device) * 2 - 1
-    return _in_pieces(_turned, images, turn)
 
 
 def _in_pieces(change: Callable[[Tensor, Tensor], Tensor], images: Tensor, draws: Tensor) -> Tensor:
@@ -285,15 +307,8 @@ def warp(
     return warped.round_().clamp_(0, 255).to(torch.uint8)
 
 
-def _jitter_colour(images: Tensor, generator: torch.Generator) -> Tensor:
-    factors = 1 + _COLOUR_RANGE * (
-        torch.rand((3, len(images), 1, 1, 1), generator=generator, device=images.device) * 2 - 1
-    )
-    return _in_pieces(_coloured, images, factors.transpose(0, 1))
-
-
 def _coloured(images: Tensor, factors: Tensor) -> Tensor:
-    brightness, contrast, saturation = factors.unbind(1)
+    brightness, contrast, saturation = factors[..., None, None, None].unbind(1)
     changed = images.float() * brightness
     mean = changed.mean(dim=(1, 2, 3), keepdim=True)
     changed = mean + (changed - mean) * contrast
@@ -303,11 +318,15 @@ def _coloured(images: Tensor, factors: Tensor) -> Tensor:
     return changed.round_().clamp_(0, 255).to(torch.uint8)
 
 
-def _erase(images: Tensor, generator: torch.Generator) -> Tensor:
-    batch, _, height, width = images.shape
+def _erase(images: Tensor, draws: _Draws) -> Tensor:
+    height, width = images.shape[2:]
 
     def draw(low: float, high: float) -> Tensor:
-        return low + (high - low) * torch.rand((batch, 1, 1, 1), generator=generator, device=images.device)
+        return low + (high - low) * draws.uniform()[..., None, None]
+
+    generator = draws.generator
+    if len(images) < draws.count:  # processes erase different numbers of pixels and must stay in step
+        generator = torch.Generator(images.device).manual_seed(int(draws.integers(0, 2**62)[0]))
 
     area = draw(*_ERASED_SHARE) * height * width
     ratio = draw(*(float(torch.tensor(bound).log()) for bound in _ERASED_RATIO)).exp()

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor
 from dualcaps.config import DataConfig
 from dualcaps.data.convert import array_from, common_ranges, pixels_from, stacked
 from dualcaps.data.images import ValueRange, select_pixels
+from dualcaps.data.shards import Shards
 from dualcaps.data.splits import stratified_split
 from dualcaps.errors import DataError
 
@@ -35,6 +36,8 @@ class ImageSplit:
         files: the file of each image, if the images were read from files of their own.
         attributes: what else is known of each image, by name: whole numbers [N], -1 where it is not known. Of
             smallNORB instance, elevation, azimuth (degrees) and lighting; of COIL-20 azimuth.
+        shards: of a packed data set, from which training reads the images; `images` is then their file, mapped into
+            memory.
 
     Raises:
         DataError: images that are not uint8 [N, C, H, W], or labels or attributes that are not N whole numbers.
@@ -45,6 +48,7 @@ class ImageSplit:
     classes: tuple[str, ...] | None = None
     files: tuple[str, ...] | None = field(default=None, repr=False)
     attributes: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
+    shards: Shards | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         images = torch.from_numpy(self.images) if isinstance(self.images, np.ndarray) else self.images
@@ -71,7 +75,12 @@ class ImageSplit:
         return len(self.labels)
 
     def __add__(self, other: "ImageSplit") -> "ImageSplit":
-        images, labels = torch.cat([self.images, other.images]), torch.cat([self.labels, other.labels])
+        labels = torch.cat([self.labels, other.labels])
+        if self.shards is not None and other.shards is not None:
+            shards = self.shards + other.shards
+            images = self.images.as_strided((len(labels), *self.images.shape[1:]), self.images.stride())
+            return ImageSplit(images, labels, self.classes, shards=shards)
+        images = torch.cat([self.images, other.images])
         files = None if self.files is None or other.files is None else self.files + other.files
         common = [name for name in self.attributes if name in other.attributes]
         attributes = {name: np.concatenate([self.attributes[name], other.attributes[name]]) for name in common}
@@ -79,7 +88,24 @@ class ImageSplit:
 
     def to(self, device: torch.device) -> "ImageSplit":
         """The same images on a device."""
-        return dataclasses.replace(self, images=self.images.to(device), labels=self.labels.to(device))
+        if device == self.labels.device:
+            return self
+        return dataclasses.replace(self, images=self.images.to(device), labels=self.labels.to(device), shards=None)
+
+    def part(self, number: int, count: int) -> "ImageSplit":
+        """One of so many parts of about equal size, counted from 0; of a packed data set whole shards."""
+        if count == 1:
+            return self
+        if self.shards is None:
+            own = slice(number, None, count)
+            return ImageSplit(self.images[own], self.labels[own], self.classes)
+        before, shards = self.shards.part(number, count)
+        own = slice(before, before + len(shards))
+        return ImageSplit(self.images[own], self.labels[own], self.classes, shards=shards)
+
+    def pieces(self) -> Iterator[UInt8[Tensor, "count channels height width"]]:
+        """The images in order, in one piece; of a packed data set a shard at a time, read from its file."""
+        return iter([self.images]) if self.shards is None else self.shards.pieces()
 
 
 @dataclass(frozen=True)
@@ -136,11 +162,15 @@ class ImageDataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the class names and of each part's images and labels."""
+        """SHA-256 of the class names and of each part's images and labels; of packed images of their shards' hashes."""
         digest = hashlib.sha256(json.dumps(self.classes).encode())
         for part in ("train", "validation", "test"):
             split: ImageSplit = getattr(self, part)
             digest.update(json.dumps([part, list(split.images.shape)]).encode())
+            if split.shards is not None:
+                digest.update(json.dumps([shard.sha256 for shard in split.shards.shards]).encode())
+                digest.update(split.labels.numpy().data)
+                continue
             for images in split.images.split(_HASHED_AT_ONCE):
                 digest.update(images.cpu().contiguous().numpy().data)
             digest.update(split.labels.cpu().contiguous().numpy().data)

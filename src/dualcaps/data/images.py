@@ -71,10 +71,10 @@ class Inspected(NamedTuple):
     unread: dict[int, str]
 
 
-def inspect_images(images: Sequence[Encoded], name: str = "") -> Inspected:
+def inspect_images(images: Sequence[Encoded], name: str | Sequence[str] = "") -> Inspected:
     """Read the headers of images.
 
-    `name` is used in messages for images that are given by their content.
+    `name` is used in messages for images that are given by their content; or the name of each image.
     """
     unread: dict[int, str] = {}
 
@@ -148,7 +148,7 @@ def scale_values(pixels: np.ndarray, value_range: ValueRange) -> np.ndarray:
 def read_images(
     images: Sequence[Encoded],
     shape: tuple[int, int, int],
-    name: str = "",
+    name: str | Sequence[str] = "",
     unread: dict[int, str] | None = None,
     value_range: ValueRange | None = None,
 ) -> np.ndarray:
@@ -156,7 +156,7 @@ def read_images(
 
     Args:
         images, shape, value_range: see `read_image`.
-        name: used in messages for images that are given by their content.
+        name: used in messages for images that are given by their content; or the name of each image.
         unread: if given, filled with the reasons, by index, why images cannot be read; these images are black.
 
     Raises:
@@ -356,9 +356,11 @@ def _to_array(image: Image.Image) -> np.ndarray:
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
-def _name(image: Encoded, container: str, number: int | None = None) -> str:
+def _name(image: Encoded, container: str | Sequence[str], number: int | None = None) -> str:
     if isinstance(image, Path):
         return str(image)
+    if not isinstance(container, str):
+        return container[number or 0]
     return container if number is None else f"{container}: image {number}"
 
 

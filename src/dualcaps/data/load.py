@@ -11,18 +11,20 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import torch
 
 from dualcaps.config import DataConfig
 from dualcaps.data.cache import Content, Source, file_fingerprint, hash_content, load_packed, peek
 from dualcaps.data.dataset import ImageDataset, ImageSplit, split_arrays, to_split
 from dualcaps.data.download import fetch
 from dualcaps.data.images import ValueRange, check_channels, inspect_images
+from dualcaps.data.shards import IMAGES, INDEX, PARTS, Shards, is_packed, open_arrays, packed_files, read_index
 from dualcaps.data.sources import DataSet, data_set
 from dualcaps.data.sources.encoded import natural_size
 from dualcaps.data.sources.files import cache_folder, checksum, find_files, is_official, missing
 from dualcaps.data.sources.folder import class_name, list_classes, own_source, part_folders, read_labelled, unwrap
 from dualcaps.data.sources.parquet import list_parquet
-from dualcaps.errors import DataError, display_path, unknown_name
+from dualcaps.errors import ConfigError, DataError, display_path, unknown_name
 from dualcaps.registry import DATASETS, load_entry_points, lookup
 
 _OWN_TEST_SHARE = 0.2
@@ -33,7 +35,8 @@ def load_data(source: str | Path = "digits", *, download: bool = True, **options
 
     A named set's files are looked for as `dualcaps.data.sources.files.find_files` says, and fetched into the user
     cache if not found locally. Own images are a folder of class sub-folders (perhaps below `train/`, `val/` and
-    `test/`), a `.npz` file, or a Parquet file or folder; missing parts are split off class by class.
+    `test/`), a `.npz` file, a Parquet file or folder, or a folder that `dualcaps.data.pack.pack` has made; missing
+    parts are split off class by class.
     Decoded images are kept in the user cache and memory-mapped the next time.
 
     Args:
@@ -56,6 +59,8 @@ def load_data(source: str | Path = "digits", *, download: bool = True, **options
     config = complete_config(source, **options)
     if _is_named(config) and data_set(config.source) is None:
         return _from_plugin(config)
+    if _is_packed(config):
+        return _from_packed(config)
     images, found = _find(config, download=download)
     content, sha256 = load_packed(images, cache_folder())
     return _dataset(config, content, sha256, found, images)
@@ -81,6 +86,8 @@ def complete_config(source: str | Path, **options: Any) -> DataConfig:
     if options.get("data_dir") is not None:
         options["data_dir"] = str(Path(options["data_dir"]).absolute())
     config = DataConfig(text, **{"image_size": None, **options})
+    if not named and is_packed(Path(text)):
+        return _packed_config(config)
     _check_options(config)
     card = data_set(text) if named else None
     return dataclasses.replace(config, test=config.test or (card.test if card else _OWN_TEST_SHARE))
@@ -93,6 +100,57 @@ def source_name(config: DataConfig) -> str:
 
 def _is_named(config: DataConfig) -> bool:
     return config.source in DATASETS
+
+
+def _is_packed(config: DataConfig) -> bool:
+    return not _is_named(config) and is_packed(Path(config.source))
+
+
+def _packed_config(config: DataConfig) -> DataConfig:
+    """The options of a packed data set, which were chosen when it was packed; raises DataError for others."""
+    index = read_index(Path(config.source))
+    channels, *size = index.image_shape
+    packed = {**index.options, "image_size": tuple(size), "channels": channels if channels in (1, 3) else None}
+    try:
+        complete = DataConfig(config.source, **packed)
+    except (TypeError, ConfigError, DataError) as error:
+        raise DataError(f"{display_path(Path(config.source) / INDEX)}: damaged ({error}): pack again") from error
+    for option in dataclasses.fields(DataConfig):
+        given, kept = getattr(config, option.name), getattr(complete, option.name)
+        if given not in (option.default, kept):
+            raise DataError(
+                f"{display_path(config.source)}: packed with {option.name} {kept}, not {given}: leave the option out, "
+                "or pack the images again"
+            )
+    return complete
+
+
+def _from_packed(config: DataConfig) -> ImageDataset:
+    folder = Path(config.source)
+    index = read_index(folder)
+    images, labels, offset = open_arrays(folder, index)
+    all_images, all_labels = torch.from_numpy(images), torch.from_numpy(labels)
+    splits, start = {}, 0
+    for part, found in index.parts.items():
+        shards = Shards(folder / IMAGES, offset, index.image_shape, found)
+        own = slice(start, start + len(shards))
+        splits[part] = ImageSplit(all_images[own], all_labels[own], index.classes, shards=shards)
+        start += len(shards)
+    return ImageDataset(
+        source_name(config),
+        **splits,
+        classes=index.classes,
+        config=config,
+        provenance={
+            "from": display_path(folder),
+            "official": None,
+            "source_sha256": index.sha256,
+            "packed_from": index.source,
+            "images": {part: len(split) for part, split in splits.items()},
+        },
+        value_range=index.value_range,
+        notes=(f"packed images from {index.source}", *index.notes),
+    )
 
 
 def _check_options(config: DataConfig) -> None:
@@ -181,6 +239,12 @@ def check_data(source: str | Path, **options: Any) -> tuple[ImageDataset, list[C
     config = complete_config(source, **options)
     if _is_named(config) and data_set(config.source) is None:
         return _from_plugin(config), []
+    if _is_packed(config):
+        data = _from_packed(config)
+        for split in (data.train, data.validation, data.test):
+            for _ in split.pieces():  # each compared with its hash
+                pass
+        return data, [CheckedFile(path, checksum(path), "own") for path in packed_files(Path(config.source))]
     images, found = _find(config, download=False)
     content = images.read()
     card = data_set(config.source) if _is_named(config) else None
@@ -234,8 +298,12 @@ def inspect_source(config: DataConfig, *, download: bool = False) -> SourceInfo:
         height, width = config.image_size or card.size
         shape = (card.channels_of(config), height, width)
         return SourceInfo(card.name, shape, card.classes_of(config), *_shares(card.counts(config), config), "")
-    images, _ = _find(config, download=False)
     name = source_name(config)
+    if _is_packed(config):
+        index = read_index(Path(config.source))
+        train, validation, test = (sum(shard.images for shard in index.parts[part]) for part in PARTS)
+        return SourceInfo(name, index.image_shape, index.classes, train, validation, test, index.sha256)
+    images, _ = _find(config, download=False)
     key = file_fingerprint(images)  # the same before and after the images are packed
     if packed := peek(images, cache_folder()):
         content, _ = packed
@@ -264,6 +332,9 @@ def image_sizes(config: DataConfig) -> Counter[tuple[int, int]]:
     Raises:
         DataError: the files cannot be found or read.
     """
+    if _is_packed(config):
+        index = read_index(Path(config.source))
+        return Counter({index.image_shape[1:]: sum(shard.images for part in PARTS for shard in index.parts[part])})
     images, _ = _find(config, download=False)
     return images.sizes()
 
@@ -336,6 +407,15 @@ def load_labelled(
     if not root.exists():
         raise unknown_source(str(source))
     channels, height, width = image_shape
+    if is_packed(root):
+        test = _from_packed(_packed_config(DataConfig(str(root)))).test
+        if tuple(test.images.shape[1:]) != image_shape:
+            shape = "x".join(map(str, test.images.shape[1:]))
+            raise DataError(
+                f"{display_path(root)}: packed at {shape}, the network takes {'x'.join(map(str, image_shape))}"
+            )
+        _check_known(test.classes or (), classes, root)
+        return test
     check_channels(channels)
     if root.is_file() or list_parquet(root):
         grey_or_colour = 1 if channels == 1 else 3

@@ -58,9 +58,10 @@ def reconstruction_error(model: Network, split: ImageSplit) -> float:
         ModelError: the network has no decoder.
     """
     total = 0.0
-    for images, output in run_batches(model, split.images):
-        difference = model.reconstruct(output.poses) - images
-        total += difference.square().sum(dtype=torch.float64).item()
+    for piece in split.pieces():
+        for images, output in run_batches(model, piece):
+            difference = model.reconstruct(output.poses) - images
+            total += difference.square().sum(dtype=torch.float64).item()
     return total / split.images.numel()
 
 

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dualcaps.config import TrainConfig
-from dualcaps.data.batches import batch_order, epoch_seed
+from dualcaps.data.batches import epoch_seed, places_of_batch
 from dualcaps.data.dataset import ImageSplit
 from dualcaps.errors import ConfigError
 
@@ -63,7 +63,7 @@ class LossWatch:
         size, count = self._config.batch_size, len(self._training)
         assert size is not None
         generator = torch.Generator(self._device).manual_seed(epoch_seed(self._config.seed, epoch))
-        places = batch_order(count, size, generator)[number - 1].tolist()
+        places = places_of_batch(self._training, size, generator, number - 1)
         files = self._training.files
         named = ", ".join(files[place] if files else str(place) for place in places[:_NAMED])
         more = ", …" if len(places) > _NAMED else ""

@@ -158,7 +158,7 @@ def fit(
         if existing is None or not existing.history:  # otherwise these weights are loaded
             _, height, width = data.image_shape
             sample = max(1, min(_INITIAL_IMAGES, _INITIAL_PIXELS // (height * width)))
-            model.initialise_from_data(training.images[:: math.ceil(len(training) / sample)])
+            model.initialise_from_data(_sample(training, sample))
         model.place(device)
         selection = data.validation if config.protocol == "clean" else data.test
         state = TrainingState(
@@ -229,18 +229,19 @@ def fit(
                 len(data.classes),
                 done=progress.batches,
                 state=drawn,
+                share=team.share,
             ):
-                own, weight = team.share(batch)
-                outcome = step(*own, weight=weight)
+                weight = team.weight(batch.size)
+                outcome = step(batch.images, batch.labels, batch.overlap, weight=weight)
                 if state.average is not None:
                     state.average.update_parameters(model)
-                loss, correct = team.totals(outcome.loss, outcome.correct, len(own.labels) if weight else 0)
+                loss, correct = team.totals(outcome.loss, outcome.correct, len(batch.labels) if weight else 0)
                 progress.loss += loss
                 progress.correct += correct
                 progress.batches += 1
-                losses.add(loss / len(batch.labels), epoch, progress.batches)
+                losses.add(loss / batch.size, epoch, progress.batches)
                 for callback in in_order:
-                    callback.on_batch_end(state, len(batch.labels))
+                    callback.on_batch_end(state, batch.size)
                 asked = device.type == "cpu" or team.size == 1 or progress.batches % _STOP_ASKED_EVERY == 0
                 if progress.batches < steps_per_epoch and asked and team.any(bool(stop_request)):
                     losses.check()
@@ -393,6 +394,13 @@ def _place(split: ImageSplit, device: torch.device, log: Callable[[str], None]) 
         )
         return split
     return split.to(device)
+
+
+def _sample(split: ImageSplit, count: int) -> torch.Tensor:
+    """About so many images from all over a split; of a packed one the first, which are in random order."""
+    if split.shards is None:
+        return split.images[:: math.ceil(len(split) / count)]
+    return next(split.pieces())[:count]
 
 
 def _check_fits(model: Network, data: ImageDataset) -> None:

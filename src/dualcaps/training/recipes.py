@@ -239,8 +239,8 @@ def training_rate(network: ModelConfig, training: TrainConfig) -> float:
         augmentation, generator = parse_augmentation(training.augment, flip=True), torch.Generator(device)
         durations = []
         started = time.perf_counter()
-        for pixels, labels, _ in training_batches(split, batch, augmentation, generator, network.num_classes):
-            step(pixels, labels).loss.item()  # waits for the device
+        for drawn in training_batches(split, batch, augmentation, generator, network.num_classes):
+            step(drawn.images, drawn.labels).loss.item()  # waits for the device
             durations.append(time.perf_counter() - started)
             started = time.perf_counter()
     return batch / min(durations)

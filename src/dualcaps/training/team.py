@@ -14,7 +14,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from dualcaps.data.batches import Batch
 from dualcaps.data.dataset import ImageSplit
 from dualcaps.errors import DualcapsError, RunError
 
@@ -59,31 +58,22 @@ class Team:
 
     def share_of(self, count: int) -> int:
         """How many of so many images of a batch this process takes."""
-        return len(self._own(count))
+        return (count - self.rank + self.size - 1) // self.size
 
-    def _own(self, count: int) -> Tensor:
-        return torch.arange(count).tensor_split(self.size)[self.rank]
+    def share(self, count: int) -> slice:
+        """Which of so many images of a batch this process takes; the first, with weight 0, if there are too few."""
+        if self.share_of(count) == 0:
+            return slice(0, 1)
+        first = self.rank * (count // self.size) + min(self.rank, count % self.size)
+        return slice(first, first + self.share_of(count))
 
-    def share(self, batch: Batch) -> tuple[Batch, float]:
-        """This process's part of a batch, and the weight of its mean loss in the mean over all processes.
-
-        Where there are fewer images than processes, those without get the first image with weight 0.
-        """
-        count = len(batch.labels)
-        if self.size == 1:
-            return batch, 1.0
-        own = self._own(count)
-        weight = len(own) * self.size / count
-        first, last = (int(own[0]), int(own[-1]) + 1) if len(own) else (0, 1)
-        overlap = batch.overlap and type(batch.overlap)(*(tensor[first:last] for tensor in batch.overlap))
-        return Batch(batch.images[first:last], batch.labels[first:last], overlap), weight
+    def weight(self, count: int) -> float:
+        """The weight of this process's mean loss over a batch of so many images in the mean over all processes."""
+        return self.share_of(count) * self.size / count
 
     def part(self, split: ImageSplit) -> ImageSplit:
         """This process's part of images to evaluate."""
-        if self.size == 1:
-            return split
-        own = slice(self.rank, None, self.size)
-        return ImageSplit(split.images[own], split.labels[own], split.classes)
+        return split.part(self.rank, self.size)
 
     def totals(self, loss: Tensor, correct: Tensor, images: int) -> tuple[Tensor, Tensor]:
         """Sums over all processes of the loss times the images, and of the correct predictions."""

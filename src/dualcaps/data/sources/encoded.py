@@ -59,9 +59,9 @@ def read_encoded(
     shape = (config.channels or (3 if inspected.colour else 1), height, width)
     pixels = read_images(images, shape, name, unread, value_range)
     if unread and not config.skip_damaged:
-        raise DataError(_damaged(unread, len(images), name))
+        raise DataError(damaged_images(unread, len(images), name))
     if unread:
-        notes += (f"{len(unread):,} damaged image files left out: {_named(unread)}",)
+        notes += (f"{len(unread):,} damaged image files left out: {names_of_damaged(unread)}",)
     read: Labelled = {}
     kept: dict[str, np.ndarray] = {}
     start = 0
@@ -73,16 +73,17 @@ def read_encoded(
     return read, value_range if inspected.deep else None, notes, kept
 
 
-def _damaged(unread: Mapping[int, str], count: int, name: str) -> str:
+def damaged_images(unread: Mapping[int, str], count: int, name: str) -> str:
+    """The message about images that cannot be read, given the reasons by index, how many there are, and a name."""
     if len(unread) == 1:
         return f"{next(iter(unread.values()))}, or leave it out with --skip-damaged"
     return (
-        f"{name}: {len(unread):,} of {count:,} images cannot be read: {_named(unread)}: replace or remove them, or "
-        "leave them out with --skip-damaged"
+        f"{name}: {len(unread):,} of {count:,} images cannot be read: {names_of_damaged(unread)}: replace or remove "
+        "them, or leave them out with --skip-damaged"
     )
 
 
-def _named(unread: Mapping[int, str]) -> str:
+def names_of_damaged(unread: Mapping[int, str]) -> str:
     """The names of damaged files, taken from the beginnings of their messages."""
     names = [
         re.split(r": (?:cannot be read|not an image|no such file|images of|values)", reason)[0]

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -53,12 +54,42 @@ def own_source(path: Path, config: DataConfig) -> Source:
     if path.is_file():
         raise DataError(f"{display_path(path)}: neither a folder nor a .npz or .parquet file")
     if parquet := list_parquet(path):
-        parts: dict[str, list[Path]] = {}
-        for file in parquet:
-            parts.setdefault(_part_of(file, path) if len(parquet) > 1 else "train", []).append(file)
-        if "train" not in parts:
-            raise DataError(f"{display_path(path)}: no Parquet file of a training part (train-….parquet)")
-        return parquet_source(parts, config)
+        return parquet_source(by_part(parquet, path), config)
+    listed = list_parts(path)
+    root, classes, notes = listed.root, listed.classes, listed.notes
+    files = [file for by_class in listed.parts.values() for images in by_class.values() for file in images]
+    relevant = {"own": True, **relevant_options(config)}
+    source = Source(
+        files,
+        relevant,
+        lambda: _read_folder(root, source.folder, listed.parts, classes, config),
+        notes,
+        lambda: inspect_images(files).sizes,
+    )
+    return source
+
+
+class ListedParts(NamedTuple):
+    """The images of a folder by part and class, in natural order.
+
+    root: the folder that holds the parts, or the classes.
+    parts: by part, by class name, the images.
+    classes: their names.
+    notes: see `ImageDataset.notes`.
+    """
+
+    root: Path
+    parts: dict[str, dict[str, list[Path]]]
+    classes: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def list_parts(path: Path) -> ListedParts:
+    """Find the images of a folder of class sub-folders, perhaps below folders of parts.
+
+    Raises:
+        DataError: the folder is not arranged like that.
+    """
     root, notes = unwrap(path)
     folders = part_folders(root)
     if "train" not in folders:
@@ -83,15 +114,7 @@ def own_source(path: Path, config: DataConfig) -> Source:
         notes += (f"parts: {used}",)
     files = [file for by_class in listed.values() for images in by_class.values() for file in images]
     notes += (f"{len(files):,} image files used{skipped_reasons(skipped)}",)
-    relevant = {"own": True, **relevant_options(config)}
-    source = Source(
-        files,
-        relevant,
-        lambda: _read_folder(root, source.folder, listed, classes, config),
-        notes,
-        lambda: inspect_images(files).sizes,
-    )
-    return source
+    return ListedParts(root, listed, classes, notes)
 
 
 def list_classes(folder: Path, skipped: Counter[str] | None = None) -> dict[str, list[Path]]:
@@ -248,13 +271,26 @@ def _visible_folders(folder: Path) -> list[Path]:
     return sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
 
 
+def by_part(files: Sequence[Path], root: Path) -> dict[str, list[Path]]:
+    """Parquet or tar files by the part that their names or folders tell; a single file is the training part.
+
+    Raises:
+        DataError: a name does not tell the part, or there is no training part.
+    """
+    parts: dict[str, list[Path]] = {}
+    for file in files:
+        parts.setdefault(_part_of(file, root) if len(files) > 1 else "train", []).append(file)
+    if "train" not in parts:
+        raise DataError(f"{display_path(root)}: no file of a training part (named train-…{files[0].suffix})")
+    return parts
+
+
 def _part_of(file: Path, root: Path) -> str:
-    """The part of a Parquet file, from its folder's name or a word of its own name."""
     words = [*file.relative_to(root).parent.parts, *re.split(r"[-_.]", file.stem)]
     parts = {part for word in words if (part := _PART_WORDS.get(word.lower()))}
     if len(parts) != 1:
         raise DataError(
-            f"{display_path(file)}: its name does not say train, validation or test: name it like train-….parquet"
+            f"{display_path(file)}: its name does not say train, validation or test: name it like train-…{file.suffix}"
         )
     return parts.pop()
 

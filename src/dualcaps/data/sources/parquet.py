@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +54,26 @@ def _read(parts: Mapping[str, Sequence[Path]], config: DataConfig) -> Content:
 def read_parquet(path: Path) -> tuple[list[bytes], np.ndarray, tuple[str, ...] | None]:
     """Encoded images, labels and, where the file names them, the class names, of a Parquet file.
 
+    Raises:
+        DataError: as `iterate_parquet`.
+    """
+    encoded: list[bytes] = []
+    numbers: list[Any] = []
+    names: tuple[str, ...] | None = None
+    for images, labels, names in iterate_parquet(path):  # noqa: B007
+        encoded += images
+        numbers += labels
+    return encoded, np.array(numbers), names
+
+
+def iterate_parquet(path: Path) -> Iterator[tuple[list[bytes], list[Any], tuple[str, ...] | None]]:
+    """Encoded images, labels and, where the file names them, the class names, of a Parquet file, some rows at a time.
+
     The layout of Hugging Face data sets: an image column of structures with `bytes` (or of plain
     bytes) and a label column of whole numbers or names.
 
     Raises:
-        DataError: pyarrow is not installed, the file is damaged, or has no such columns.
+        DataError: pyarrow is not installed, the file is damaged, or has no such columns or no rows.
     """
     try:
         import pyarrow as pa
@@ -94,9 +109,11 @@ def read_parquet(path: Path) -> tuple[list[bytes], np.ndarray, tuple[str, ...] |
             groups = (file.metadata.row_group(number) for number in range(file.metadata.num_row_groups))
             if sum(group.total_byte_size for group in groups) > most or file.metadata.num_rows > most:
                 raise_too_large(path, path.stat().st_size)
-            encoded: list[bytes] = []
-            numbers: list[Any] = []
-            held = 0
+            hints = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+            listed = hints.get("info", {}).get("features", {}).get(columns[1], {}).get("names")
+            known = isinstance(listed, list) and all(isinstance(name, str) for name in listed) and bool(listed)
+            names = tuple(listed) if known else None
+            held = rows = 0
             for batch in file.iter_batches(batch_size=16, columns=columns):
                 image_column, label_column = (batch.column(name) for name in columns)
                 if pa.types.is_struct(image_column.type):
@@ -106,17 +123,20 @@ def read_parquet(path: Path) -> tuple[list[bytes], np.ndarray, tuple[str, ...] |
                 held += image_column.nbytes + label_column.nbytes  # one value repeated is written once
                 if held > most:
                     raise_too_large(path, path.stat().st_size)
-                encoded += image_column.to_pylist()
-                numbers += label_column.to_pylist()
-                if any(isinstance(number, str) and len(number) > _LONGEST_NAME for number in numbers[-16:]):
+                encoded, numbers = image_column.to_pylist(), label_column.to_pylist()
+                if any(isinstance(number, str) and len(number) > _LONGEST_NAME for number in numbers):
                     raise DataError(f"{path}: class names of more than {_LONGEST_NAME} characters")
-            hints = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-            names = hints.get("info", {}).get("features", {}).get(columns[1], {}).get("names")
+                if any(image is None for image in encoded) or any(number is None for number in numbers):
+                    raise _empty(path)
+                rows += len(numbers)
+                yield encoded, numbers, names
+            if not rows:
+                raise _empty(path)
     except DataError:
         raise
     except Exception as error:  # a damaged file can make the reader raise anything
         raise DataError(f"{path}: not a Parquet file that can be read ({type(error).__name__})") from error
-    if not numbers or any(image is None for image in encoded) or any(number is None for number in numbers):
-        raise DataError(f"{path}: holds no images, or rows without an image or a label")
-    known = isinstance(names, list) and all(isinstance(name, str) for name in names) and bool(names)
-    return encoded, np.array(numbers), tuple(names) if known else None
+
+
+def _empty(path: Path) -> DataError:
+    return DataError(f"{path}: holds no images, or rows without an image or a label")

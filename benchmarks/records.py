@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from common import ROOT
+from common import ROOT, in_half_precision
 from safetensors.torch import save_file
 
 from dualcaps import evaluate, load_data, load_model

@@ -1,0 +1,132 @@
+"""Training on packed images against training in memory, with the peak memory of each; writes a CSV file.
+
+    python benchmarks/shards.py --images 2000000
+
+Generated images of 32x32 pixels are written as WebDataset tar files, packed by `dualcaps data pack`, and trained on for
+one epoch, each in a process of its own. For comparison as many steps are trained on images in memory. The network is
+small, so that reading has to keep up with a fast consumer.
+"""
+
+import argparse
+import io
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tarfile
+import time
+from multiprocessing import Pool
+from pathlib import Path
+
+import numpy as np
+import torch
+from common import ROOT, Results
+from PIL import Image
+from torch import nn
+
+from dualcaps import ImageDataset, ImageSplit, TrainConfig, fit, load_data, wrap_module
+from dualcaps.inference import choose_device
+
+CLASSES, SIDE = 10, 32
+TAR_IMAGES = 20_000
+HELD_OUT = 0.001  # for validation, and as much for the test
+
+
+def main() -> None:
+    """Generate, pack, train, write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--images", type=int, default=2_000_000)
+    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "shards")
+    parser.add_argument("--out", type=Path, default=ROOT / "results" / "benchmarks")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--train", choices=("packed", "memory"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.train:
+        train(options.train, options.folder)
+        return
+    tars, packed = options.folder / "tars", options.folder / "packed"
+    if not packed.exists():
+        generate(tars, options.images)
+    results = Results("shards", options.out, choose_device("cpu"))
+    case = f"{options.images:,} images {SIDE}x{SIDE}x3"
+    if not packed.exists():
+        held_out = ["--validation", str(HELD_OUT), "--test", str(HELD_OUT)]
+        command = [sys.executable, "-m", "dualcaps", "data", "pack", str(tars), str(packed), *held_out]
+        seconds, memory, _ = measured(command)
+        results.add(case, "packing", "speed", options.images / seconds, "images/s")
+        results.add(case, "packing", "peak memory", memory, "MB")
+    speeds: dict[str, list[float]] = {"packed": [], "memory": []}
+    memories: dict[str, list[float]] = {"packed": [], "memory": []}
+    for _ in range(options.rounds):
+        for how in speeds:
+            command = [sys.executable, __file__, "--train", how, "--folder", str(options.folder)]
+            _, memory, said = measured(command)
+            speeds[how].append(float(said.split()[-1]))
+            memories[how].append(memory)
+    for measure, unit, found in (("training speed", "images/s", speeds), ("peak memory", "MB", memories)):
+        for how, values in found.items():
+            spread = {"slowest": min(values), "fastest": max(values), "n": len(values)}
+            results.add(case, how, measure, statistics.median(values), unit, **spread)
+
+
+def measured(command: list[str]) -> tuple[float, float, str]:
+    """Seconds, peak memory in MB, and the output of a process."""
+    started = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    said = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        sys.exit(f"{' '.join(command)} failed")
+    return time.perf_counter() - started, usage.ru_maxrss / 1000, said
+
+
+def generate(folder: Path, images: int) -> None:
+    """Write tar files of noisy images whose colours tell their class."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with Pool() as pool:
+        pool.starmap(_tar, [(folder, number, images) for number in range(-(-images // TAR_IMAGES))])
+
+
+def _tar(folder: Path, number: int, images: int) -> None:
+    random = np.random.default_rng(number)
+    colours = np.random.default_rng(1_000_003).integers(64, 192, (CLASSES, 3, 1, 1))
+    file = folder / f"train-{number:06d}.tar"
+    first, end = number * TAR_IMAGES, min(images, (number + 1) * TAR_IMAGES)
+    if file.exists():
+        return
+    with tarfile.open(file.with_suffix(".draft"), "w", format=tarfile.USTAR_FORMAT) as archive:
+        for image in range(first, end):
+            label = int(random.integers(CLASSES))
+            pixels = (colours[label] + random.integers(-64, 64, (3, SIDE, SIDE))).astype(np.uint8)
+            encoded = io.BytesIO()
+            Image.fromarray(pixels.transpose(1, 2, 0)).save(encoded, "BMP")
+            for suffix, content in (("bmp", encoded.getvalue()), ("cls", str(label).encode())):
+                member = tarfile.TarInfo(f"{image:09d}.{suffix}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+    file.with_suffix(".draft").rename(file)
+
+
+def train(how: str, folder: Path) -> None:
+    """Train an epoch and print its speed."""
+    data = load_data(folder / "packed")
+    if how == "memory":
+        parts = {name: getattr(data, name) for name in ("validation", "test")}
+        train_images = torch.cat(list(data.train.pieces()))
+        data = ImageDataset("memory", ImageSplit(train_images, data.train.labels), **parts, classes=data.classes)
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 16, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.ReLU()]
+    module = nn.Sequential(*layers, nn.AvgPool2d(8), nn.Flatten(), nn.Linear(32, CLASSES))
+    model = wrap_module(module, data.image_shape, CLASSES)
+    config = TrainConfig(epochs=1, seed=0, compile="never", precision="float32", checkpoint_minutes=60)
+    run = folder / f"run-{how}-{os.getpid()}"
+    result = fit(model, data, config, out=run, pictures=False)
+    shutil.rmtree(run)
+    print(result.history[-1]["images_per_second"])
+
+
+if __name__ == "__main__":
+    main()

@@ -23,6 +23,7 @@ from dualcaps import (
     fit,
     load_data,
 )
+from dualcaps.data.pack import pack
 from dualcaps.errors import Terminated
 from dualcaps.runs.run import Run, read_checkpoint
 from dualcaps.training.callbacks import TrainingState
@@ -72,8 +73,14 @@ def killed(_: Any) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends signals")
-@pytest.mark.parametrize("name", ["cnn", "da-capsnet"])  # with dropout and without
-def test_interrupted_again_and_again_it_ends_with_the_same_weights(data: ImageDataset, tmp_path: Path, name: str):
+@pytest.mark.parametrize("name", ["cnn", "da-capsnet", "packed"])  # with dropout and without
+def test_interrupted_again_and_again_it_ends_with_the_same_weights(
+    data: ImageDataset, shapes_folder: Path, tmp_path: Path, name: str
+):
+    if name == "packed":
+        pack([shapes_folder], tmp_path / "packed")
+        data, name = load_data(tmp_path / "packed"), "cnn"
+        assert data.train.shards is not None
     whole = fit(fresh(data, name), data, TINY, out=tmp_path / "whole", quiet=True)
     run, interruptions = tmp_path / "run", 0
     while not (run / "result.json").exists():

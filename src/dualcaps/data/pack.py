@@ -50,6 +50,7 @@ _OPTIONS = ("validation", "test", "split_seed", "value_range")  # kept with the 
 _KEPT_SECONDS = 15.0  # of work that a kill may cost
 _LARGEST_KEPT_SIDE = 64
 _HEADER_BYTES = 128
+_PROGRESS = "progress.json"
 
 
 class Item(NamedTuple):
@@ -162,6 +163,10 @@ def pack(
             draft.replace(out)
     except filelock.Timeout as error:
         raise DataError(f"{display_path(out)}: another process is packing to this folder: wait for it") from error
+    except (DataError, OSError):
+        if not (draft / _PROGRESS).exists():  # there is nothing to go on with
+            shutil.rmtree(draft, ignore_errors=True)
+        raise
     (out / ".lock").unlink(missing_ok=True)
     return index
 
@@ -235,7 +240,7 @@ def _decode(
         notes,
     )
     write_index(draft, index)
-    (draft / "progress.json").unlink(missing_ok=True)
+    (draft / _PROGRESS).unlink(missing_ok=True)
     return index
 
 
@@ -413,7 +418,7 @@ def _places(parts: np.ndarray, seed: int) -> tuple[np.ndarray, list[tuple[int, i
 def _begin(draft: Path, digest: str, size: int) -> tuple[int, dict[int, str]]:
     """How many images an earlier packing of the same plan has done, and which could not be read."""
     with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-        progress = json.loads((draft / "progress.json").read_text(encoding="utf-8"))
+        progress = json.loads((draft / _PROGRESS).read_text(encoding="utf-8"))
         if progress["plan"] == digest and (draft / IMAGES).stat().st_size >= _HEADER_BYTES:
             return int(progress["done"]), {int(number): reason for number, reason in progress["unread"].items()}
     for leftover in (IMAGES, LABELS, INDEX):
@@ -425,14 +430,14 @@ def _begin(draft: Path, digest: str, size: int) -> tuple[int, dict[int, str]]:
         )
     with (draft / IMAGES).open("wb") as file:
         file.truncate(_HEADER_BYTES + size)
-    write_json(draft / "progress.json", {"plan": digest, "done": 0, "unread": {}})
+    write_json(draft / _PROGRESS, {"plan": digest, "done": 0, "unread": {}})
     return 0, {}
 
 
 def _keep(draft: Path, file: Any, digest: str, done: int, unread: dict[int, str]) -> None:
     file.flush()
     os.fsync(file.fileno())
-    write_json(draft / "progress.json", {"plan": digest, "done": done, "unread": unread})
+    write_json(draft / _PROGRESS, {"plan": digest, "done": done, "unread": unread})
 
 
 def _close_gaps(

@@ -25,6 +25,10 @@ class RunError(DualcapsError):
     """A run folder cannot be created, read or resumed."""
 
 
+class FolderInUseError(RunError):
+    """Another process works in a run folder."""
+
+
 class ConfigError(DualcapsError):
     """An option has an invalid type or value."""
 

@@ -126,7 +126,7 @@ def test_parts_that_follow_each_other_are_joined_without_a_copy(packed: Path):
     assert torch.equal(both.images, torch.cat([data.train.images, data.validation.images]))
     assert torch.equal(torch.cat(list(both.pieces())), both.images)
     with pytest.raises(ValueError, match="not successive"):
-        data.validation + data.train
+        _ = data.validation + data.train
 
 
 @given(count=st.integers(1, 12))

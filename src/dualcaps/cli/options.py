@@ -213,8 +213,12 @@ def check_port(port: int) -> None:
         raise ConfigError(f"--port must be from 1 to 65535, got {port}")
 
 
-def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
+def parse_options(pairs: Sequence[str], option: str = "--options") -> dict[str, Any]:
     """Options of a network, trunk or routing method from `name=value`; values are JSON, otherwise text.
+
+    Args:
+        pairs: the texts.
+        option: that they were given with.
 
     Raises:
         ConfigError: a text without an equals sign, or a name given twice.
@@ -228,9 +232,9 @@ def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
         name, equals, text = pair.partition("=")
         name = name.strip().replace("-", "_")
         if not equals or not name.isidentifier():
-            raise ConfigError(f"--options {pair}: write NAME=VALUE, such as heads=4")
+            raise ConfigError(f"{option} {pair}: write NAME=VALUE, such as heads=4")
         if name in options:
-            raise ConfigError(f"--options {name}: is given twice")
+            raise ConfigError(f"{option} {name}: is given twice")
         try:
             options[name] = json.loads(text)
         except ValueError:

@@ -4,18 +4,19 @@ import sys
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from dualcaps.cli.display import GridDisplay, duration, print_left_out, stdout, table
-from dualcaps.cli.options import DataDir, Device, PluginFiles
+from dualcaps.cli.options import DataDir, Device, PluginFiles, parse_options
 from dualcaps.config import PrecisionChoice, TrainConfig
 from dualcaps.errors import ConfigError, display_path
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from dualcaps.study.cluster import Cluster
     from dualcaps.study.plan import PlannedRun
     from dualcaps.study.scheduler import Clock
 
@@ -45,8 +46,18 @@ class Reproduce:
     """Minutes to spend; the most informative runs come first, and the same command continues later."""
     jobs: int = 1
     """Runs at once; on the CPU they share the cores."""
+    ray: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS", help_behavior_hint="")] = None
+    """Train on a Ray cluster: auto, HOST:PORT, ray://HOST:PORT; local starts one on this computer."""
+    slurm: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="NAME=VALUE…", help_behavior_hint="")] = None
+    """Train as Slurm jobs, with options of submitit such as slurm_partition=gpu timeout_min=600."""
+    cpus: Annotated[int, tyro.conf.arg(help_behavior_hint="(default: 1)")] = 1
+    """--ray, --slurm: CPUs of a run."""
+    gpus: Annotated[float, tyro.conf.arg(help_behavior_hint="(default: 0)")] = 0.0
+    """--ray, --slurm: GPUs of a run; with Ray 0.25 lets four runs share one."""
+    store: Annotated[str | None, tyro.conf.arg(metavar="URL", help_behavior_hint="")] = None
+    """--ray, --slurm: keep run folders at a URL that fsspec opens (s3://…), where the computers share no folder."""
     out: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = Path("runs/reproduce")
-    """Folder of the runs."""
+    """Folder of the runs; with --ray or --slurm one that all computers see, unless there is a --store."""
     data_dir: DataDir = None
     precision: PrecisionChoice = "auto"
     """Number type of the layers; float32 on the CPU gives the same results each time."""
@@ -64,6 +75,15 @@ class Reproduce:
             return
         if self.datasets == ():
             raise ConfigError("--datasets: name at least one, or leave the option out")
+        if self.ray is not None and self.slurm is not None:
+            raise ConfigError("--ray and --slurm: choose one")
+        on_cluster = self.ray is not None or self.slurm is not None
+        if not on_cluster and (self.store is not None or self.gpus or self.cpus != 1):
+            raise ConfigError("--store, --cpus and --gpus belong to --ray or --slurm")
+        if on_cluster and self.jobs != 1:
+            raise ConfigError("--jobs: the cluster decides how many runs are trained at once")
+        if self.cpus < 1 or self.gpus < 0:
+            raise ConfigError(f"--cpus must be at least 1 and --gpus at least 0, got {self.cpus} and {self.gpus:g}")
         training = TrainConfig(epochs=self.epochs, precision=self.precision, device=self.device)
 
         from dualcaps.study.plan import plan_runs
@@ -87,15 +107,16 @@ class Reproduce:
         if self.plan:
             return
         note_failures(self.out, missing)
+        options: dict[str, Any] = {"budget": self.budget, "data_dir": self.data_dir}
+        cluster = self._cluster()
         with GridDisplay(len(planned), len(done), self.budget) as display:
-            failures = reproduce(
-                planned,
-                self.out,
-                jobs=self.jobs,
-                budget=self.budget,
-                data_dir=self.data_dir,
-                on_progress=display.on_progress,
-            )
+            options["on_progress"] = display.on_progress
+            if cluster is None:
+                failures = reproduce(planned, self.out, jobs=self.jobs, **options)
+            else:
+                from dualcaps.study.cluster import reproduce_on
+
+                failures = reproduce_on(cluster, planned, self.out, store=self.store, **options)
         finished = len(finished_records(planned, self.out))
         print(
             f"{finished:,} of {len(planned):,} runs done, {len(failures)} failed; dualcaps report "
@@ -105,6 +126,19 @@ class Reproduce:
             print("the same command continues with the others")
         if failures or missing:
             sys.exit(1)
+
+    def _cluster(self) -> "Cluster | None":
+        """Where to train, unless on this computer."""
+        if self.ray is not None:
+            from dualcaps.study.cluster import RayCluster
+
+            return RayCluster(self.ray, cpus=self.cpus, gpus=self.gpus)
+        if self.slurm is not None:
+            from dualcaps.study.cluster import SlurmCluster
+
+            options = parse_options(self.slurm, "--slurm")
+            return SlurmCluster(self.out / ".slurm", cpus=self.cpus, gpus=self.gpus, options=options)
+        return None
 
 
 def _list_experiments() -> None:

@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import filelock
 
 from dualcaps.config import DataConfig, ModelConfig, TrainConfig, from_json, to_json
-from dualcaps.errors import DualcapsError, RunError
+from dualcaps.errors import DualcapsError, FolderInUseError, RunError
 from dualcaps.runs.files import new_folder, write_bytes, write_json
 
 if TYPE_CHECKING:
@@ -251,14 +251,14 @@ def locked(path: Path) -> Iterator[None]:
     """Prevent other processes from training in the same folder; a kill releases the lock.
 
     Raises:
-        RunError: another process still holds the lock after a second, which a worker whose parent
+        FolderInUseError: another process still holds the lock after a second, which a worker whose parent
             was killed needs to notice and end.
     """
     lock = filelock.FileLock(path / ".lock")
     try:
         lock.acquire(timeout=1)
     except filelock.Timeout as error:
-        raise RunError(f"{path}: another process is training in this folder: wait for it or stop it") from error
+        raise FolderInUseError(f"{path}: another process is training in this folder: wait for it or stop it") from error
     try:
         yield
     finally:

@@ -32,6 +32,7 @@ from dualcaps.runs.files import write_bytes
 from dualcaps.runs.run import Run
 from dualcaps.study.plan import Failure, PlannedRun
 from dualcaps.study.records import Record, record_of
+from dualcaps.training.callbacks import Callback
 from dualcaps.training.fit import fit
 
 _STRIP_EPOCHS = 7  # as many as Figs. 8 and 9 show
@@ -43,6 +44,7 @@ def perform(
     *,
     data_dir: str | Path | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> None:
     """Train one run to its end, or resume it, and draw its reconstructions.
 
@@ -51,6 +53,7 @@ def perform(
         out: the folder of all runs.
         data_dir: folder to search first for the data set.
         on_epoch: called with each epoch's metrics.
+        callbacks: see `fit`.
 
     Raises:
         DualcapsError: as `load_data`, `create_model` and `fit`, or a finished run is damaged.
@@ -76,10 +79,26 @@ def perform(
         resume=True,
         quiet=True,
         each_epoch=each_epoch,
+        callbacks=callbacks,
         keep_checkpoint=False,
     )
     _draw(folder, model, data, "selected")
     record_of(Run.open(folder))  # as the report will read it
+
+
+def outcome(plugins: Sequence[str], work: Callable[[], None]) -> str | None:
+    """Import plug-ins and work, in a process of its own; the reason of a failure, or None."""
+    try:
+        for plugin in plugins:
+            load_plugin(plugin)
+        work()
+    except DualcapsError as error:
+        return str(error)
+    except OSError as error:
+        return describe_os_error(error)
+    except Exception as error:
+        return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+    return None
 
 
 def _draw(folder: Path, model: Network, data: ImageDataset, name: str) -> None:
@@ -108,7 +127,10 @@ class Progress(NamedTuple):
     failed: str | None = None
 
 
-def _open(run: PlannedRun, out: Path) -> Run | None:
+OnProgress = Callable[[Progress], None]
+
+
+def open_run(run: PlannedRun, out: Path) -> Run | None:
     """A planned run's folder, if it exists and can be read."""
     try:
         return Run.open(out / run.folder)
@@ -118,7 +140,7 @@ def _open(run: PlannedRun, out: Path) -> Run | None:
 
 def finished_record(run: PlannedRun, out: Path) -> Record | None:
     """The record of a planned run that is finished, readable and has its pictures; otherwise None."""
-    opened = _open(run, out)
+    opened = open_run(run, out)
     if opened is None or not opened.finished:
         return None
     try:
@@ -192,7 +214,7 @@ def reproduce(
     jobs: int = 1,
     budget: float | None = None,
     data_dir: str | Path | None = None,
-    on_progress: Callable[[Progress], None],
+    on_progress: OnProgress,
 ) -> list[Failure]:
     """Train all unfinished runs; stopped runs are resumed.
 
@@ -221,7 +243,7 @@ def reproduce(
     failures: list[Failure] = []
     with runs.locked(out):
         done = finished_records(planned, out)
-        waiting = {run: _epochs_done(run, out) for run in planned if run not in done}
+        waiting = {run: epochs_done_of(run, out) for run in planned if run not in done}
         clock = Clock(planned, done, jobs)
         busy: dict[Connection, _Job] = {}
 
@@ -290,9 +312,9 @@ class _Job:
         return None if before is None else self.last - before
 
 
-def _epochs_done(run: PlannedRun, out: Path) -> int:
+def epochs_done_of(run: PlannedRun, out: Path) -> int:
     """Number of epochs of a run on disk."""
-    opened = _open(run, out)
+    opened = open_run(run, out)
     return len(opened.history) if opened else 0
 
 
@@ -335,19 +357,9 @@ def _work(
     threading.Thread(target=follow, daemon=True).start()
     torch.set_num_threads(threads)
     try:
-        for plugin in plugins:
-            load_plugin(plugin)
-        perform(run, out, data_dir=data_dir, on_epoch=connection.send)
+        connection.send(outcome(plugins, lambda: perform(run, out, data_dir=data_dir, on_epoch=connection.send)))
     except KeyboardInterrupt:
         sys.exit(130)
-    except DualcapsError as error:
-        connection.send(str(error))
-    except OSError as error:
-        connection.send(describe_os_error(error))
-    except Exception as error:
-        connection.send(f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}")
-    else:
-        connection.send(None)
 
 
 def note_failures(out: Path, failures: Iterable[Failure]) -> None:

@@ -124,6 +124,7 @@ def joined(device: torch.device) -> Iterator[Team]:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_TIMEOUT)
     try:
         yield Team(device, dist.get_rank(), dist.get_world_size())
+        dist.barrier()  # none leaves while another still receives from it
     except RuntimeError as error:
         if not any(words in str(error).lower() for words in _LOST):
             raise

@@ -153,6 +153,16 @@ def test_the_hub_is_asked_for_two_files_and_sent_a_folder(model, saved: Path, mo
         from_pretrained("me/caps")
 
 
+def test_a_hub_that_is_down_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    with pytest.raises(ConfigError, match="me/caps: no such folder, and not found on the hub") as error:
+        from_pretrained("me/caps")
+    assert "\n" not in str(error.value)
+
+
 def test_a_folder_is_loaded_without_the_hub_and_without_pickle(saved: Path):
     program = f"""
 import sys

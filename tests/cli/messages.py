@@ -15,3 +15,14 @@ def assert_one_line(said: Any, *wanted: str) -> None:
     assert "Traceback" not in err
     for text in wanted:
         assert text in err
+
+
+def assert_one_line_at_end(said: Any, *wanted: str) -> None:
+    """A fault in the middle: exit code 2, and after the progress one line that names what is wrong."""
+    assert said.code == 2, said
+    assert said.err.count("dualcaps: ") == 1, said.err
+    assert "Traceback" not in said.err
+    last = said.err.splitlines()[-1]
+    assert last.startswith("dualcaps: ")
+    for text in wanted:
+        assert text in last

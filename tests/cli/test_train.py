@@ -1,5 +1,7 @@
 """`dualcaps train` as a user runs it."""
 
+import errno
+import itertools
 import json
 import os
 import random
@@ -11,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -18,9 +21,11 @@ import torch
 from PIL import Image, ImageDraw
 
 from dualcaps import DualcapsError
-from dualcaps.runs.run import Run
+from dualcaps.data import images
+from dualcaps.runs import files
+from dualcaps.runs.run import Run, locked
 
-from .messages import FAST, assert_one_line
+from .messages import FAST, assert_one_line, assert_one_line_at_end
 
 
 def test_letters_in_mixed_sizes_and_modes_are_trained_evaluated_and_predicted(run_cli: Callable, tmp_path: Path):
@@ -203,6 +208,85 @@ def test_a_full_disk_is_one_line(run_cli: Callable, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("dualcaps.runs.files.write_with", full)
     assert_one_line(run_cli("train", shapes, *FAST, "--model", "capsnet"), "No space left on device")
     assert not list(Path.cwd().iterdir())
+
+
+def test_a_read_only_folder_is_one_line(run_cli: Callable, monkeypatch: pytest.MonkeyPatch, shapes: Path):
+    def read_only(*arguments: object, **options: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", "runs")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dualcaps.runs.files.tempfile.mkdtemp", read_only)
+        assert_one_line(run_cli("train", shapes, *FAST, "--model", "capsnet"), "Read-only file system")
+    assert not list(Path.cwd().iterdir())
+
+
+def test_a_folder_that_becomes_read_only_keeps_the_run(
+    run_cli: Callable, monkeypatch: pytest.MonkeyPatch, shapes: Path
+):
+    write, written = files.write_with, []
+
+    def read_only(file: Path, content: Any) -> None:
+        if written.count("metrics.jsonl") == 1:
+            raise OSError(errno.EROFS, "Read-only file system", str(file))
+        written.append(file.name)
+        write(file, content)
+
+    command = ("train", shapes, *FAST, "--model", "cnn", "--out", "run")
+    with monkeypatch.context() as patch:
+        patch.setattr("dualcaps.runs.files.write_with", read_only)
+        assert_one_line_at_end(run_cli(*command), "Read-only file system")
+    said = run_cli(*command, "--resume")
+    assert said.code == 0, said.err
+    assert "resumed after epoch 1 of 2" in said.err
+
+
+def test_images_that_vanished_are_named_and_the_run_waits_for_them(run_cli: Callable, shapes_folder: Path):
+    command = ("train", shapes_folder, "--model", "cnn", "--precision", "float32", "--out", "run", "--epochs")
+    assert run_cli(*command, 1).code == 0
+    away = shapes_folder.rename(shapes_folder.with_name("away"))
+    assert_one_line(run_cli(*command, 2, "--resume"), str(shapes_folder))
+    (away / "down" / "03.png").rename(away / "down" / "kept.tmp")
+    away.rename(shapes_folder)
+    assert_one_line(run_cli(*command, 2, "--resume"), "not those it was started with")
+    (shapes_folder / "down" / "kept.tmp").rename(shapes_folder / "down" / "03.png")
+    assert run_cli(*command, 2, "--resume").code == 0
+    assert len(Run.open(Path("run")).history) == 2
+
+
+def test_files_that_vanish_while_they_are_read_are_named(
+    run_cli: Callable, monkeypatch: pytest.MonkeyPatch, shapes_folder: Path
+):
+    read = images.read_images
+
+    def vanishing(paths: Any, *arguments: Any, **options: Any) -> Any:
+        shutil.rmtree(shapes_folder / "down")
+        return read(paths, *arguments, **options)
+
+    monkeypatch.setattr("dualcaps.data.sources.encoded.read_images", vanishing)
+    assert_one_line(run_cli("train", shapes_folder, *FAST, "--model", "cnn"), "down/00.png", "12 of 36")
+    assert [path.name for path in Path.cwd().iterdir()] == []
+
+
+def test_a_second_training_in_a_folder_is_refused_and_the_first_goes_on(run_cli: Callable, shapes: Path):
+    command = ("train", shapes, *FAST, "--model", "cnn", "--out", "run")
+    assert run_cli(*command, "--epochs", 1).code == 0
+    with locked(Path("run")):
+        said = run_cli(*command, "--epochs", 2, "--resume")
+        assert_one_line(said, "run: another process is training in this folder: wait for it or stop it")
+        assert len(Run.open(Path("run")).history) == 1
+    assert run_cli(*command, "--epochs", 2, "--resume").code == 0
+
+
+def test_a_clock_that_jumps_changes_nothing(run_cli: Callable, monkeypatch: pytest.MonkeyPatch, shapes: Path):
+    jumps = itertools.cycle([0.0, 4e9, 1e9, 2e9])
+    with monkeypatch.context() as patch:
+        patch.setattr("time.time", lambda: next(jumps))
+        assert run_cli("train", shapes, *FAST, "--model", "cnn", "--out", "jumping").code == 0
+        assert run_cli("evaluate", "jumping").code == 0
+    assert run_cli("train", shapes, *FAST, "--model", "cnn", "--out", "steady").code == 0
+    one, other = (Run.open(Path(name)) for name in ("jumping", "steady"))
+    assert [line["loss"] for line in one.history] == [line["loss"] for line in other.history]
+    assert all(0 < line["seconds"] < 600 for line in one.history)
 
 
 def test_out_of_memory_is_one_line(run_cli: Callable, monkeypatch: pytest.MonkeyPatch):

@@ -10,6 +10,7 @@ import io
 import pickle
 import random
 import resource
+import shutil
 import struct
 import subprocess
 import sys
@@ -23,12 +24,31 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.io
+import torch
 from PIL import Image
 
-from dualcaps import DataConfig, DataError
+from dualcaps import (
+    DataConfig,
+    DataError,
+    DualcapsError,
+    ImageDataset,
+    TrainConfig,
+    create_model,
+    fit,
+    load_data,
+    load_model,
+)
 from dualcaps.data.images import inspect_images, read_image
+from dualcaps.data.pack import pack
 from dualcaps.data.sources import cifar10, coil20, mnist, npz, parquet, smallnorb, svhn
 from dualcaps.data.sources.cifar10 import CIFAR_BINARY, CIFAR_PYTHON
+from dualcaps.data.tars import read_tar, write_tars
+from dualcaps.export.onnx import export_onnx, load_graph
+from dualcaps.hub import from_pretrained, save_pretrained
+from dualcaps.models import build_model
+from dualcaps.runs.run import Run
+from dualcaps.training.callbacks import TrainingState, restore
+from dualcaps.training.optimizers import build_optimizer
 
 MOST_SECONDS = 2.0
 MOST_MEGABYTES = 200
@@ -49,6 +69,82 @@ def read_npz(path: Path) -> object:
 
 def plain(content: bytes) -> bytes:
     return content
+
+
+def among(whole: Path, read: Callable[[Path], object]) -> Callable[[Path], object]:
+    """Reads a folder of which one file is replaced by another; messages name that file as if it were in place."""
+
+    def read_with(path: Path) -> object:
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch) / "whole"
+            shutil.copytree(whole, folder)
+            (folder / path.name).write_bytes(path.read_bytes())
+            try:
+                return read(folder)
+            except DualcapsError as error:
+                assert str(folder) in str(error), f"does not name the folder: {error}"
+                raise DataError(f"{path}: {error}") from error
+
+    return read_with
+
+
+def read_packed(folder: Path) -> None:
+    data = load_data(folder)
+    for split in (data.train, data.validation, data.test):
+        for _ in split.pieces():
+            pass
+
+
+def read_run(folder: Path) -> None:
+    load_model(Run.open(folder), "cpu")
+
+
+def read_checkpoint_of(folder: Path) -> None:
+    run = Run.open(folder)
+    model = build_model(run.model)
+    optimizer = build_optimizer(model, run.training, 1e-3)
+    restore(
+        TrainingState(
+            model=model,
+            data=_run_data(),
+            config=run.training,
+            run=folder,
+            precision="float32",
+            optimizer=optimizer,
+            selection=_run_data().validation,
+            selected_on="validation",
+            training_images=len(_run_data().train),
+        )
+    )
+
+
+def read_onnx(path: Path) -> None:
+    try:
+        load_graph(path)([np.zeros((2, 1, 8, 8), np.uint8)])
+    except DualcapsError as error:
+        raise DataError(str(error)) from error
+
+
+def _run_data() -> ImageDataset:
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 8, 8), np.uint8)
+    return ImageDataset.from_arrays(pixels, [0, 1, 2] * 20)
+
+
+def folders(where: Path) -> dict[str, Path]:
+    """A packed data set, a tar file, a finished run with its checkpoint, an exported folder and an ONNX file."""
+    for label in ("a", "b"):
+        (where / "images" / label).mkdir(parents=True)
+        for number in range(6):
+            (where / "images" / label / f"{number}.png").write_bytes(picture("PNG"))
+    pack([where / "images"], where / "packed")
+    tar = Path(next(iter(write_tars(load_data(where / "packed"), str(where / "tars")))))
+    data = _run_data()
+    torch.manual_seed(0)
+    model = create_model("capsnet", data.image_shape, 3, width=4)
+    fit(model, data, TrainConfig(epochs=1, precision="float32"), out=where / "run", quiet=True, pictures=False)
+    save_pretrained(model, where / "exported")
+    export_onnx(model, where / "x.onnx", data.test.images[:4])
+    return {name: where / name for name in ("packed", "run", "exported")} | {"tar": tar, "onnx": where / "x.onnx"}
 
 
 def idx_bytes(array: np.ndarray) -> bytes:
@@ -225,6 +321,39 @@ def seeds() -> dict[str, list[Seed]]:
     }
 
 
+IN_FOLDERS = ("packed", "tar", "run", "checkpoint", "exported", "onnx")
+"""What this package writes itself, damaged too; see `seeds_in_folders`."""
+
+
+def seeds_in_folders() -> dict[str, list[Seed]]:
+    """Whole files of packed data sets, runs and exports; made by training, which takes some seconds."""
+    whole = folders(Path(tempfile.mkdtemp(prefix="corpus-")))
+    return {
+        "packed": [
+            Seed((whole["packed"] / name).read_bytes(), plain, name, among(whole["packed"], read_packed))
+            for name in ("index.json", "images.npy", "labels.npy")
+        ],
+        "tar": [Seed(whole["tar"].read_bytes(), plain, "train-0.tar", lambda path: list(read_tar(str(path))))],
+        "run": [
+            Seed((whole["run"] / name).read_bytes(), plain, name, among(whole["run"], read_run))
+            for name in ("config.json", "provenance.json", "metrics.jsonl", "result.json", "model.safetensors")
+        ],
+        "checkpoint": [
+            Seed(
+                (whole["run"] / "checkpoint.safetensors").read_bytes(),
+                plain,
+                "checkpoint.safetensors",
+                among(whole["run"], read_checkpoint_of),
+            )
+        ],
+        "exported": [
+            Seed((whole["exported"] / name).read_bytes(), plain, name, among(whole["exported"], from_pretrained))
+            for name in ("config.json", "model.safetensors")
+        ],
+        "onnx": [Seed(whole["onnx"].read_bytes(), plain, "x.onnx", read_onnx)],
+    }
+
+
 EXTREMES = (0, 1, 0x7F, 0x80, 0xFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF, 2**62, 10**6, 10**9)
 
 
@@ -325,14 +454,14 @@ _seeds: dict[str, list[Seed]] = {}
 
 
 def seeds_of(kind: str) -> list[Seed]:
-    if not _seeds:
-        _seeds.update(seeds())
+    if kind not in _seeds:
+        _seeds.update(seeds_in_folders() if kind in IN_FOLDERS else seeds())
     return _seeds[kind]
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("formats", nargs="*", default=list(seeds()))
+    parser.add_argument("formats", nargs="*", default=[*seeds(), *IN_FOLDERS])
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--here", action="store_true", help="in this process")

@@ -22,14 +22,14 @@ from dualcaps.data.sources.cifar10 import CIFAR_BINARY, CIFAR_PYTHON
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", corpus.seeds())
+@pytest.mark.parametrize("kind", [*corpus.seeds(), *corpus.IN_FOLDERS])
 def test_damaged_files_are_refused_or_read(kind: str, tmp_path: Path):
     (tmp_path / "attacked").mkdir()
     refused = 0
     for number in range(150):
         dice = random.Random(f"{kind} {number}")
         refused += corpus.attack(dice.choice(corpus.seeds_of(kind)), dice, tmp_path / "attacked")[0]
-    assert refused > 75
+    assert refused > (20 if kind in ("onnx", "run") else 75)  # many changes of numbers and texts are no damage
 
 
 @pytest.mark.parametrize(

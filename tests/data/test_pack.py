@@ -157,6 +157,28 @@ def test_a_full_disk_and_a_second_packing_are_one_line(shapes: Path, tmp_path: P
         pack([shapes], tmp_path / "packed")
 
 
+def test_a_disk_that_fills_up_while_packing_costs_nothing(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(packing, "_CHUNK_IMAGES", 5)
+    monkeypatch.setattr(packing, "_KEPT_SECONDS", 0.0)
+    keep, kept = packing._keep, []
+
+    def full(*arguments) -> None:
+        if len(kept) == 3:
+            kept.append(0)
+            raise OSError(28, "No space left on device", "images.npy")
+        kept.append(0)
+        keep(*arguments)
+
+    monkeypatch.setattr(packing, "_keep", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        pack([shapes], tmp_path / "packed")
+    assert not (tmp_path / "packed").exists()
+    pack([shapes], tmp_path / "packed")
+    assert_same(load_data(tmp_path / "packed"), load_data(shapes))
+
+
 def test_deep_images_need_the_range_of_their_values(tmp_path: Path):
     for name, level in (("dark", 1_000), ("light", 9_000)):
         (tmp_path / "deep" / name).mkdir(parents=True)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dualcaps.errors import ConfigError
+from dualcaps.errors import ConfigError, RunError
 from dualcaps.export.graphs import Classifier, Graph, Reconstruction, compare, exporting, on_cpu, poses_of
 from dualcaps.models import Network
 from dualcaps.runs.files import write_bytes
@@ -91,16 +91,32 @@ def export_onnx(
 
 
 def load_graph(file: Path) -> Graph:
-    """An ONNX file as a function of arrays, run by onnxruntime on the CPU."""
+    """An ONNX file as a function of arrays, run by onnxruntime on the CPU.
+
+    Raises:
+        RunError: the file is missing or damaged; the function, if what it computes cannot be.
+    """
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = 4  # errors are raised, not printed too
+    try:
+        session = onnxruntime.InferenceSession(str(file), settings, providers=["CPUExecutionProvider"])
+    except Exception as error:  # it raises errors of its own
+        raise RunError(f"{file}: not an ONNX file that can be run ({_one_line(error)}): export it again") from error
     names = [part.name for part in session.get_inputs()]
 
     def run(inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-        return [np.asarray(output) for output in session.run(None, dict(zip(names, inputs, strict=True)))]
+        try:
+            return [np.asarray(output) for output in session.run(None, dict(zip(names, inputs, strict=True)))]
+        except Exception as error:
+            raise RunError(f"{file}: cannot be run ({_one_line(error)}): export it again") from error
 
     return run
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def accuracy_of(file: Path, images: Tensor, labels: Tensor) -> float:

@@ -82,7 +82,8 @@ def among(whole: Path, read: Callable[[Path], object]) -> Callable[[Path], objec
             try:
                 return read(folder)
             except DualcapsError as error:
-                assert str(folder) in str(error), f"does not name the folder: {error}"
+                if str(folder) not in str(error):
+                    raise AssertionError(f"does not name the folder: {error}") from error
                 raise DataError(f"{path}: {error}") from error
 
     return read_with
@@ -120,13 +121,13 @@ def read_checkpoint_of(folder: Path) -> None:
 
 def read_onnx(path: Path) -> None:
     try:
-        load_graph(path)([np.zeros((2, 1, 8, 8), np.uint8)])
+        load_graph(path)([np.zeros((2, 1, 12, 12), np.uint8)])
     except DualcapsError as error:
         raise DataError(str(error)) from error
 
 
 def _run_data() -> ImageDataset:
-    pixels = np.random.default_rng(0).integers(0, 256, (60, 8, 8), np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 12, 12), np.uint8)
     return ImageDataset.from_arrays(pixels, [0, 1, 2] * 20)
 
 
@@ -143,7 +144,7 @@ def folders(where: Path) -> dict[str, Path]:
     model = create_model("capsnet", data.image_shape, 3, width=4)
     fit(model, data, TrainConfig(epochs=1, precision="float32"), out=where / "run", quiet=True, pictures=False)
     save_pretrained(model, where / "exported")
-    export_onnx(model, where / "x.onnx", data.test.images[:4])
+    export_onnx(model, where / "x.onnx", data.test.images[:4], metadata={})
     return {name: where / name for name in ("packed", "run", "exported")} | {"tar": tar, "onnx": where / "x.onnx"}
 
 

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, NamedTuple
 
 import filelock
@@ -31,7 +32,15 @@ FORMAT = 4
 
 _KEPT_SECONDS = 90 * 24 * 3600
 
-_UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError)  # raised by missing or damaged packs
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    EOFError,
+    SyntaxError,
+    TokenError,
+)  # raised by missing or damaged packs
 
 
 class Content(NamedTuple):

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -333,7 +334,7 @@ def open_arrays(folder: Path, index: PackedIndex) -> tuple[np.ndarray, np.ndarra
     for name, shape, kind in ((IMAGES, (count, *index.image_shape), np.uint8), (LABELS, (count,), np.int64)):
         try:
             array = np.load(folder / name, mmap_mode="c", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+        except (OSError, ValueError, EOFError, SyntaxError, TokenError) as error:
             raise DataError(
                 f"{display_path(folder / name)}: missing or damaged ({_one_line(error)}): pack the images again"
             ) from error

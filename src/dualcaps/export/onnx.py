@@ -101,7 +101,9 @@ def load_graph(file: Path) -> Graph:
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 4  # errors are raised, not printed too
     try:
-        session = onnxruntime.InferenceSession(str(file), settings, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            str(file), settings, providers=["CPUExecutionProvider"], enable_fallback=0
+        )
     except Exception as error:  # it raises errors of its own
         raise RunError(f"{file}: not an ONNX file that can be run ({_one_line(error)}): export it again") from error
     names = [part.name for part in session.get_inputs()]

@@ -322,9 +322,16 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         lines = [json.loads(line) for line in _read_text(path / METRICS).splitlines()]
     except json.JSONDecodeError as error:
         raise RunError(f"{path / METRICS}: damaged ({error}): {TRAIN_AGAIN}") from error
-    if not all(isinstance(line, dict) for line in lines):
-        raise RunError(f"{path / METRICS}: damaged (a line is no JSON object): {TRAIN_AGAIN}")
+    if not _is_history(lines):
+        raise RunError(f"{path / METRICS}: damaged (the lines are not those of successive epochs): {TRAIN_AGAIN}")
     return lines
+
+
+def _is_history(lines: Any) -> bool:
+    """Whether these are the metrics of successive epochs."""
+    return isinstance(lines, list) and all(
+        isinstance(line, dict) and line.get("epoch") == number for number, line in enumerate(lines, start=1)
+    )
 
 
 def write_metrics(path: Path, history: list[dict[str, Any]]) -> None:
@@ -351,8 +358,10 @@ def read_checkpoint(path: Path) -> Checkpoint | None:
         with safetensors.safe_open(file, framework="pt") as opened:
             history = json.loads(opened.metadata()["history"])
             progress = json.loads(opened.metadata().get("progress", "null"))
+            if not _is_history(history) or not isinstance(progress, dict | None):
+                raise ValueError("its history is not that of successive epochs")
             return Checkpoint(history, {name: opened.get_tensor(name) for name in opened.keys()}, progress)  # noqa: SIM118
-    except (OSError, safetensors.SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+    except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
         raise RunError(f"{file}: damaged ({error}): remove it to train from the start") from error
 
 

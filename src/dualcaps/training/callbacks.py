@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from dualcaps.config import Precision, TrainConfig
 from dualcaps.data.dataset import ImageDataset, ImageSplit
-from dualcaps.errors import ConfigError
+from dualcaps.errors import ConfigError, RunError
 from dualcaps.explain.reconstructions import reconstruction_figure
 from dualcaps.inference import evaluate
 from dualcaps.models import Network, count_parameters
@@ -239,6 +239,23 @@ def restore(state: TrainingState) -> bool:
     checkpoint = runs.read_checkpoint(state.run)
     if checkpoint is None:
         return False
+    try:
+        _load(state, checkpoint)
+    except (KeyError, IndexError, ValueError, TypeError, RuntimeError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        file = state.run / runs.CHECKPOINT
+        raise RunError(f"{file}: damaged ({first}): remove it to train from the start") from error
+    if not state.history:
+        return True
+    if checkpoint.progress is None and state.selected is state.history[-1]:
+        weights = state.evaluated_model.state_dict()  # a kill may have happened between the two files
+        runs.write_weights(state.run, {name: tensor.contiguous() for name, tensor in weights.items()})
+    runs.write_metrics(state.run, state.history)
+    return True
+
+
+def _load(state: TrainingState, checkpoint: runs.Checkpoint) -> None:
+    """Load weights, the optimizer's state, the history and the progress within an epoch."""
     kinds = ("model", "average", "optimizer", "adam", "progress")
     groups: dict[str, dict[str, torch.Tensor]] = {kind: {} for kind in kinds}
     for name, tensor in checkpoint.tensors.items():
@@ -260,13 +277,8 @@ def restore(state: TrainingState) -> bool:
     state.history[:] = checkpoint.history
     if checkpoint.progress is not None:
         state.resumed = checkpoint._replace(tensors=groups["progress"])
-    if not state.history:
-        return True
-    if checkpoint.progress is None and state.selected is state.history[-1]:
-        weights = state.evaluated_model.state_dict()  # a kill may have happened between the two files
-        runs.write_weights(state.run, {name: tensor.contiguous() for name, tensor in weights.items()})
-    runs.write_metrics(state.run, state.history)
-    return True
+    if state.history:
+        _ = state.selected[f"{state.selected_on}_accuracy"]  # raises KeyError if that was not measured
 
 
 class Pictures(Callback):

@@ -328,3 +328,10 @@ def test_the_site_is_built_without_a_warning_and_asks_nobody_else(tmp_path: Path
 def _tell_others(url: str, told: list[str]) -> None:
     if not url.startswith(("file:", "data:", "blob:")):
         told.append(url)
+
+
+def test_every_fault_of_the_table_has_its_test():
+    rows = re.findall(r"`(tests/[\w/]+\.py)`: `(test_\w+)` \|$", (ROOT / "docs/faults.md").read_text(), re.MULTILINE)
+    assert len(rows) >= 30
+    for file, test in rows:
+        assert f"def {test}(" in (ROOT / file).read_text(encoding="utf-8"), f"{file}: no {test}"

@@ -2,8 +2,8 @@
 
     python benchmarks/processes.py
 
-float32, SGD at a rate at which the loss falls steadily (at 0.02 it jumps, which makes rounding grow), batches of 128 in all;
-the first 6,400 training images, an epoch of 50 steps.
+float32, SGD at a rate at which the loss falls steadily (at 0.02 it jumps, which makes rounding grow), batches of 128
+in all; the first 6,400 training images, an epoch of 50 steps.
 """
 
 import dataclasses

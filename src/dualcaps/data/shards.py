@@ -105,15 +105,25 @@ class Shards:
         before = sum(shard.images for shard in self.shards[:first])
         return before, Shards(self.file, self.offset, self.image_shape, self.shards[first:end])
 
-    def read(self, shard: Shard) -> UInt8[Tensor, "count channels height width"]:
+    def read(self, shard: Shard, into: Tensor | None = None) -> UInt8[Tensor, "count channels height width"]:
         """Read the images of a shard.
+
+        Args:
+            shard: one of these.
+            into: uint8 [count, channels, height, width] to read them into; by default a new tensor.
 
         Raises:
             DataError: the file cannot be read, or its bytes are not those that were packed.
         """
         each = int(np.prod(self.image_shape))
+        images = torch.empty((shard.images, *self.image_shape), dtype=torch.uint8) if into is None else into
+        values = images.numpy().reshape(-1)
         try:
-            values = np.fromfile(self.file, np.uint8, shard.images * each, offset=self.offset + shard.start * each)
+            with self.file.open("rb", buffering=0) as file:
+                file.seek(self.offset + shard.start * each)
+                view, filled = values.data, 0
+                while filled < len(view) and (count := file.readinto(view[filled:])):
+                    filled += count
         except OSError as error:
             raise DataError(f"{display_path(self.file)}: cannot be read ({error.strerror}): put it back") from error
         if hashlib.sha256(values.data).hexdigest() != shard.sha256:
@@ -122,7 +132,7 @@ class Shards:
                 f"{display_path(self.file)}: shard {number} (images {shard.start:,} to "
                 f"{shard.start + shard.images - 1:,}) is damaged: pack the images again"
             )
-        return torch.from_numpy(values.reshape(shard.images, *self.image_shape))
+        return images
 
     def pieces(self) -> Iterator[UInt8[Tensor, "count channels height width"]]:
         """All images in order, a shard at a time; raises as `read`."""
@@ -170,10 +180,18 @@ def batches(
     """
     first = images.shards[0].start
 
+    buffers: list[Tensor] = []  # used again for later windows, as new memory costs time
+
     def read(numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
         chosen = [images.shards[number] for number in numbers]
-        own = [labels[shard.start - first : shard.start - first + shard.images] for shard in chosen]
-        return torch.cat([images.read(shard) for shard in chosen]), torch.cat(own)
+        own = torch.cat([labels[shard.start - first : shard.start - first + shard.images] for shard in chosen])
+        fitting = [place for place, buffer in enumerate(buffers) if len(buffer) >= len(own)]
+        whole = buffers.pop(fitting[0]) if fitting else torch.empty((len(own), *images.image_shape), dtype=torch.uint8)
+        start = 0
+        for shard in chosen:
+            images.read(shard, whole[start : start + shard.images])
+            start += shard.images
+        return whole, own
 
     def remaining() -> Iterator[tuple[list[int], Tensor]]:
         skipped = done * batch_size
@@ -212,6 +230,7 @@ def batches(
                 else:
                     own = share(batch_size)
                     yield batch[0][own], batch[1][own], batch_size
+            buffers.append(pixels)
     if rest is not None:
         count = len(rest[1])
         yield rest[0][share(count)], rest[1][share(count)], count

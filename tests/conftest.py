@@ -108,6 +108,15 @@ def shapes_folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def one_thread():
+    """Sums of one thread are added in one order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trainings in this process draw no pictures."""
     skip_pictures(monkeypatch)

@@ -12,15 +12,6 @@ from dualcaps import TrainConfig, create_model, fit, load_data
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "loss_curves.json").read_text())
 
 
-@pytest.fixture
-def one_thread():
-    """Sums of one thread are added in one order."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.mark.usefixtures("no_pictures", "one_thread")
 @pytest.mark.parametrize("name", GOLDEN["losses"])
 def test_the_losses_are_those_recorded(name: str, tmp_path: Path):

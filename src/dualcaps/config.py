@@ -39,6 +39,9 @@ Precision = Literal["float32", "bfloat16"]
 PrecisionChoice = Literal["auto", "float32", "bfloat16"]
 Compile = Literal["auto", "always", "never"]
 
+OWN_TEST_SHARE = 0.2
+"""The part of own images that is held out for the test if they have no test part."""
+
 AUGMENTATIONS = ("shift", "crop", "flip", "rotate", "colour", "erase", "mixup", "overlap")
 """Augmentations by name, see `dualcaps.data.augment`."""
 

@@ -38,6 +38,16 @@ def describe_os_error(error: OSError) -> str:
     return f"{error.filename or 'input or output'}: {error.strerror or error}"
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, for a message about it; its type if it has no text."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def one_line(error: BaseException, most: int = 200) -> str:
+    """An error's text in one line of at most so many characters; its type if it has no text."""
+    return " ".join(str(error).split())[:most] or type(error).__name__
+
+
 class Terminated(KeyboardInterrupt):
     """The process was asked to end by SIGTERM."""
 

@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 
 from dualcaps.config import ModelConfig, from_json, to_json
-from dualcaps.errors import ConfigError, ModelError, RunError
+from dualcaps.errors import ConfigError, ModelError, RunError, first_line
 from dualcaps.inference import choose_device
 from dualcaps.models import Network, build_model
 from dualcaps.runs.files import new_folder, write_bytes, write_json, write_text
@@ -163,7 +163,7 @@ def push_to_hub(model: Network, name: str, *, private: bool = True, **options: A
             hub.create_repo(name, private=private, exist_ok=True)
             hub.upload_folder(repo_id=name, folder_path=str(folder))
         except (OSError, ValueError) as error:
-            raise ConfigError(f"{name}: cannot be uploaded: {_first_line(error)}") from error
+            raise ConfigError(f"{name}: cannot be uploaded: {first_line(error)}") from error
     return f"https://huggingface.co/{name}"
 
 
@@ -173,7 +173,7 @@ def _download(name: str, revision: str | None) -> Path:
     try:
         return Path(_hub().snapshot_download(name, revision=revision, allow_patterns=[CONFIG, WEIGHTS]))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{name}: no such folder, and not found on the hub: {_first_line(error)}") from error
+        raise ConfigError(f"{name}: no such folder, and not found on the hub: {first_line(error)}") from error
 
 
 def _hub() -> Any:
@@ -182,10 +182,6 @@ def _hub() -> Any:
     except ImportError as error:
         raise ConfigError("the Hugging Face hub needs huggingface_hub: pip install 'dualcaps[hub]'") from error
     return huggingface_hub
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

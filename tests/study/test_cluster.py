@@ -44,14 +44,6 @@ def assert_equal_records(run: PlannedRun, one: Path, other: Path) -> None:
     assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
 
 
-@pytest.fixture
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_grid_on_ray_survives_the_death_of_a_computer(shapes: Path, tmp_path: Path, one_thread: None, monkeypatch):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import tyro
 
-from dualcaps.config import DataConfig, ModelConfig, TrainConfig
+from dualcaps.config import OWN_TEST_SHARE, DataConfig, ModelConfig, TrainConfig
 from dualcaps.errors import ConfigError, display_path
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ else:
         leave_out=("source", "data_dir", "split", "camera", "objects", "extra"),
         replaced={
             "image_size": (_PACKED_SIZE, None),
-            "test": (_PACKED_TEST, 0.2),
+            "test": (_PACKED_TEST, OWN_TEST_SHARE),
             "value_range": (_PACKED_RANGE, None),
         },
     )

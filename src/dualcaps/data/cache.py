@@ -32,15 +32,8 @@ FORMAT = 4
 
 _KEPT_SECONDS = 90 * 24 * 3600
 
-_UNREADABLE = (
-    OSError,
-    ValueError,
-    KeyError,
-    TypeError,
-    EOFError,
-    SyntaxError,
-    TokenError,
-)  # raised by missing or damaged packs
+# Raised by missing or damaged packs; the last two by damaged headers of arrays.
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError, SyntaxError, TokenError)
 
 
 class Content(NamedTuple):

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
-from dualcaps.config import DataConfig
+from dualcaps.config import OWN_TEST_SHARE, DataConfig
 from dualcaps.data.cache import Content, Source, file_fingerprint, hash_content, load_packed, peek
 from dualcaps.data.dataset import ImageDataset, ImageSplit, split_arrays, to_split
 from dualcaps.data.download import fetch
@@ -26,8 +26,6 @@ from dualcaps.data.sources.folder import class_name, list_classes, own_source, p
 from dualcaps.data.sources.parquet import list_parquet
 from dualcaps.errors import ConfigError, DataError, display_path, unknown_name
 from dualcaps.registry import DATASETS, load_entry_points, lookup
-
-_OWN_TEST_SHARE = 0.2
 
 
 def load_data(source: str | Path = "digits", *, download: bool = True, **options: Any) -> ImageDataset:
@@ -90,7 +88,7 @@ def complete_config(source: str | Path, **options: Any) -> DataConfig:
         return _packed_config(config)
     _check_options(config)
     card = data_set(text) if named else None
-    return dataclasses.replace(config, test=config.test or (card.test if card else _OWN_TEST_SHARE))
+    return dataclasses.replace(config, test=config.test or (card.test if card else OWN_TEST_SHARE))
 
 
 def source_name(config: DataConfig) -> str:

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import filelock
 import numpy as np
 
-from dualcaps.config import DataConfig
+from dualcaps.config import OWN_TEST_SHARE, DataConfig
 from dualcaps.data.dataset import number_labels
 from dualcaps.data.images import Encoded, inspect_images, read_images
 from dualcaps.data.shards import (
@@ -36,7 +36,7 @@ from dualcaps.data.shards import (
     Shard,
     write_index,
 )
-from dualcaps.data.sources.encoded import damaged_images, names_of_damaged
+from dualcaps.data.sources.encoded import LARGEST_KEPT_SIDE, damaged_images, names_of_damaged
 from dualcaps.data.sources.folder import by_part, list_parts
 from dualcaps.data.sources.parquet import iterate_parquet, list_parquet
 from dualcaps.data.splits import stratified_split
@@ -48,7 +48,6 @@ _CHUNK_IMAGES, _CHUNK_BYTES = 2048, 64 << 20
 """Most images, and most bytes of encoded or of decoded ones, that are read together."""
 _OPTIONS = ("validation", "test", "split_seed", "value_range")  # kept with the packed images
 _KEPT_SECONDS = 15.0  # of work that a kill may cost
-_LARGEST_KEPT_SIDE = 64
 _HEADER_BYTES = 128
 _PROGRESS = "progress.json"
 
@@ -143,7 +142,7 @@ def pack(
     """
     out = Path(out)
     config = config or DataConfig()
-    config = dataclasses.replace(config, test=config.test or 0.2)
+    config = dataclasses.replace(config, test=config.test or OWN_TEST_SHARE)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{display_path(out)}: exists already: choose another folder or remove it")
     first = os.fspath(sources[0]) if sources else ""
@@ -369,7 +368,7 @@ def _shape(scan: _Scan, config: DataConfig, name: str) -> tuple[int, int, int]:
         raise DataError(f"{scan.deep}: not of 8 bits: give the pixel values of black and white (--value-range)")
     if not sizes:
         raise DataError(f"{name}: no image can be read")
-    if config.image_size is None and (len(sizes) > 1 or max(next(iter(sizes))) > _LARGEST_KEPT_SIDE):
+    if config.image_size is None and (len(sizes) > 1 or max(next(iter(sizes))) > LARGEST_KEPT_SIDE):
         smallest, largest = min(sizes), max(sizes)
         described = f"{len(sizes):,} sizes from {smallest[0]}x{smallest[1]} to {largest[0]}x{largest[1]}"
         if len(sizes) == 1:

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
-from dualcaps.errors import DataError, display_path
+from dualcaps.errors import DataError, display_path, first_line
 from dualcaps.runs.files import write_json
 
 INDEX, IMAGES, LABELS = "index.json", "images.npy", "labels.npy"
@@ -292,7 +292,7 @@ def read_index(folder: Path) -> PackedIndex:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{display_path(file)}: damaged ({_one_line(error)}): pack the images again") from error
+        raise DataError(f"{display_path(file)}: damaged ({first_line(error)}): pack the images again") from error
     return index
 
 
@@ -355,7 +355,7 @@ def open_arrays(folder: Path, index: PackedIndex) -> tuple[np.ndarray, np.ndarra
             array = np.load(folder / name, mmap_mode="c", allow_pickle=False)
         except (OSError, ValueError, EOFError, SyntaxError, TokenError) as error:
             raise DataError(
-                f"{display_path(folder / name)}: missing or damaged ({_one_line(error)}): pack the images again"
+                f"{display_path(folder / name)}: missing or damaged ({first_line(error)}): pack the images again"
             ) from error
         if array.shape != shape or array.dtype != kind or not array.flags.c_contiguous:
             raise DataError(
@@ -368,7 +368,3 @@ def open_arrays(folder: Path, index: PackedIndex) -> tuple[np.ndarray, np.ndarra
     if not 0 <= labels.min() <= labels.max() < len(index.classes):
         raise DataError(f"{display_path(folder / LABELS)}: labels that are no classes: pack the images again")
     return images, labels, images.offset
-
-
-def _one_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

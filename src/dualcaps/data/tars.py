@@ -22,7 +22,8 @@ from PIL import Image
 
 from dualcaps.data.dataset import ImageDataset
 from dualcaps.data.images import IMAGE_SUFFIXES
-from dualcaps.errors import DataError, display_path
+from dualcaps.errors import DataError, display_path, one_line
+from dualcaps.runs.files import write_with
 
 _LARGEST_MEMBER = 190_000_000  # bytes of an image
 _LARGEST_LABEL = 1 << 16
@@ -62,7 +63,7 @@ def opened(url: str, mode: str) -> Iterator[IO[bytes]]:
     except ImportError as error:
         raise DataError(f"{display_path(url)}: {error}") from error
     except Exception as error:  # file systems raise errors of their own
-        raise DataError(f"{display_path(url)}: cannot be opened ({_one_line(error)})") from error
+        raise DataError(f"{display_path(url)}: cannot be opened ({one_line(error)})") from error
     with file:
         yield file
 
@@ -103,7 +104,7 @@ def read_tar(url: str) -> Iterator[Sample]:
     except DataError:
         raise
     except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError) as error:
-        raise DataError(f"{name}: not a tar file that can be read ({_one_line(error)}): fetch it again") from error
+        raise DataError(f"{name}: not a tar file that can be read ({one_line(error)}): fetch it again") from error
 
 
 def _sample(members: dict[str, bytes], name: str) -> Sample:
@@ -167,8 +168,15 @@ def write_tars(data: ImageDataset, folder: str) -> Iterator[str]:
 
 
 def _write(url: str, samples: Sequence[tuple[int, np.ndarray, int]], classes: Sequence[str]) -> None:
-    draft = url if is_url(url) else f"{url}.draft"
-    with opened(draft, "wb") as stream, tarfile.open(fileobj=stream, mode="w|", format=tarfile.USTAR_FORMAT) as archive:
+    if is_url(url):
+        with opened(url, "wb") as stream:
+            _write_samples(stream, samples, classes)
+    else:
+        write_with(Path(url), lambda stream: _write_samples(stream, samples, classes))
+
+
+def _write_samples(stream: IO[bytes], samples: Sequence[tuple[int, np.ndarray, int]], classes: Sequence[str]) -> None:
+    with tarfile.open(fileobj=stream, mode="w|", format=tarfile.USTAR_FORMAT) as archive:
         for number, pixels, label in samples:
             grey = len(pixels) == 1
             picture = Image.fromarray(pixels[0] if grey else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
@@ -183,9 +191,3 @@ def _write(url: str, samples: Sequence[tuple[int, np.ndarray, int]], classes: Se
                 member = tarfile.TarInfo(f"{number:09d}.{suffix}")
                 member.size = len(content)
                 archive.addfile(member, io.BytesIO(content))
-    if draft != url:
-        Path(draft).replace(url)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

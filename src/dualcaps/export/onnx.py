@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dualcaps.errors import ConfigError, RunError
+from dualcaps.errors import ConfigError, RunError, one_line
 from dualcaps.export.graphs import Classifier, Graph, Reconstruction, compare, exporting, on_cpu, poses_of
 from dualcaps.models import Network
 from dualcaps.runs.files import write_bytes
@@ -105,20 +105,16 @@ def load_graph(file: Path) -> Graph:
             str(file), settings, providers=["CPUExecutionProvider"], enable_fallback=0
         )
     except Exception as error:  # it raises errors of its own
-        raise RunError(f"{file}: not an ONNX file that can be run ({_one_line(error)}): export it again") from error
+        raise RunError(f"{file}: not an ONNX file that can be run ({one_line(error)}): export it again") from error
     names = [part.name for part in session.get_inputs()]
 
     def run(inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         try:
             return [np.asarray(output) for output in session.run(None, dict(zip(names, inputs, strict=True)))]
         except Exception as error:
-            raise RunError(f"{file}: cannot be run ({_one_line(error)}): export it again") from error
+            raise RunError(f"{file}: cannot be run ({one_line(error)}): export it again") from error
 
     return run
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
 
 
 def accuracy_of(file: Path, images: Tensor, labels: Tensor) -> float:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from dualcaps.errors import ConfigError, FolderInUseError
+from dualcaps.errors import ConfigError, FolderInUseError, one_line
 from dualcaps.registry import loaded_plugins
 from dualcaps.runs import run as runs
 from dualcaps.study.plan import Failure, PlannedRun
@@ -138,8 +138,7 @@ class RayCluster:
             try:
                 ray.init(address, log_to_driver=False, include_dashboard=False if address == "local" else None)
             except (ConnectionError, ValueError, RuntimeError) as error:
-                reason = " ".join(str(error).split())[:200]
-                raise ConfigError(f"--ray {address}: no cluster can be reached there ({reason})") from error
+                raise ConfigError(f"--ray {address}: no cluster can be reached there ({one_line(error)})") from error
         self._remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=_RETRIES)(_run)
         self.slots = max(1, int(ray.cluster_resources().get("CPU", 1) // cpus))
         self._tasks: dict[Any, PlannedRun] = {}
@@ -156,7 +155,7 @@ class RayCluster:
             try:
                 reason = self._ray.get(reference)
             except self._ray.exceptions.RayError as error:
-                reason = " ".join(str(error).split())[:300]
+                reason = one_line(error, 300)
             found.append((self._tasks.pop(reference), reason))
         return found
 
@@ -207,7 +206,7 @@ class SlurmCluster:
             self._executor = submitit.AutoExecutor(folder=folder, cluster=executor)
             self._executor.update_parameters(**{**wanted, **(options or {})})
         except (RuntimeError, NameError, ValueError, TypeError) as error:
-            raise ConfigError(f"--slurm: {' '.join(str(error).split())[:300]}") from error
+            raise ConfigError(f"--slurm: {one_line(error, 300)}") from error
         self._jobs: list[tuple[Any, PlannedRun]] = []
 
     def submit(self, task: Task) -> None:
@@ -236,7 +235,7 @@ def _reason(job: Any) -> str | None:
     try:
         return job.result()
     except Exception as error:  # submitit's errors, and what a job that was killed leaves
-        return f"job {job.job_id}: {' '.join(str(error).split())[:300]}"
+        return f"job {job.job_id}: {one_line(error, 300)}"
 
 
 def reproduce_on(

@@ -4,7 +4,7 @@ from pathlib import Path, PurePosixPath
 
 import fsspec
 
-from dualcaps.errors import ConfigError, RunError
+from dualcaps.errors import ConfigError, RunError, one_line
 from dualcaps.runs.run import CHECKPOINT, RESULT
 from dualcaps.training.callbacks import Callback, TrainingState
 
@@ -53,7 +53,7 @@ class Store:
                 draft.replace(file)
                 self._kept[file] = _state(file)
         except Exception as error:  # file systems raise errors of their own
-            raise RunError(f"{self.url}: cannot be read ({_one_line(error)})") from error
+            raise RunError(f"{self.url}: cannot be read ({one_line(error)})") from error
         return True
 
     def keep(self, folder: Path, out: Path) -> None:
@@ -80,7 +80,7 @@ class Store:
             if not (out / folder / CHECKPOINT).exists() and self._files.exists(str(place / CHECKPOINT)):
                 self._files.rm(str(place / CHECKPOINT))
         except Exception as error:
-            raise RunError(f"{self.url}: cannot be written to ({_one_line(error)})") from error
+            raise RunError(f"{self.url}: cannot be written to ({one_line(error)})") from error
 
 
 class KeepInStore(Callback):
@@ -102,7 +102,3 @@ class KeepInStore(Callback):
 def _state(file: Path) -> tuple[int, int]:
     status = file.stat()
     return status.st_size, status.st_mtime_ns
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

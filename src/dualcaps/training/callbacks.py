@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from dualcaps.config import Precision, TrainConfig
 from dualcaps.data.dataset import ImageDataset, ImageSplit
-from dualcaps.errors import ConfigError, RunError
+from dualcaps.errors import ConfigError, RunError, first_line
 from dualcaps.explain.reconstructions import reconstruction_figure
 from dualcaps.inference import evaluate
 from dualcaps.models import Network, count_parameters
@@ -242,9 +242,8 @@ def restore(state: TrainingState) -> bool:
     try:
         _load(state, checkpoint)
     except (KeyError, IndexError, ValueError, TypeError, RuntimeError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         file = state.run / runs.CHECKPOINT
-        raise RunError(f"{file}: damaged ({first}): remove it to train from the start") from error
+        raise RunError(f"{file}: damaged ({first_line(error)}): remove it to train from the start") from error
     if not state.history:
         return True
     if checkpoint.progress is None and state.selected is state.history[-1]:

@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dualcaps.config import Compile, to_json
 from dualcaps.data.augment import Overlap
+from dualcaps.errors import first_line
 from dualcaps.losses import reconstruction_loss
 from dualcaps.models import Network
 from dualcaps.nn import to_unit_range
@@ -184,7 +185,7 @@ class TrainingStep:
         except (RuntimeError, OSError) as error:
             if compute is self._eager or isinstance(error, torch.OutOfMemoryError):
                 raise
-            self._return_to_eager(f"not compiled: {_first_line(error)}")
+            self._return_to_eager(f"not compiled: {first_line(error)}")
             outcome = self._train(self._eager, images, labels, overlap, weight)
             timed = False
         self._steps_left -= 1
@@ -268,10 +269,6 @@ class TrainingStep:
     def _return_to_eager(self, why: str) -> None:
         self._compute, self.compiled, self._undecided, self._unjudged = self._eager, False, False, False
         self._log(why)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _record_file(model: Network, batch_size: int, bfloat16: bool, device: torch.device) -> Path:

@@ -10,7 +10,9 @@ from dualcaps.data.images import Encoded, ValueRange, find_value_range, inspect_
 from dualcaps.data.sources.card import Labelled
 from dualcaps.errors import DataError
 
-_LARGEST_KEPT_SIDE = 64
+LARGEST_KEPT_SIDE = 64
+"""Own images that all have one size keep it up to so many pixels a side."""
+
 _RESIZED_SIDE = 32
 _MOST_NAMED = 20
 
@@ -95,6 +97,6 @@ def names_of_damaged(unread: Mapping[int, str]) -> str:
 
 def natural_size(sizes: set[tuple[int, int]]) -> tuple[int, int]:
     """Height and width for own images: their common size if it is at most 64 pixels a side, otherwise 32x32."""
-    if len(sizes) == 1 and max(size := next(iter(sizes))) <= _LARGEST_KEPT_SIDE:
+    if len(sizes) == 1 and max(size := next(iter(sizes))) <= LARGEST_KEPT_SIDE:
         return size
     return _RESIZED_SIDE, _RESIZED_SIDE

@@ -54,7 +54,7 @@ def main() -> None:
         held_out = ["--validation", str(HELD_OUT), "--test", str(HELD_OUT)]
         command = [sys.executable, "-m", "dualcaps", "data", "pack", str(tars), str(packed), *held_out]
         seconds, memory, _ = measured(command)
-        results.add(case, "packing", "speed", options.images / seconds, "images/s")
+        results.add(case, "packing", "packing speed", options.images / seconds, "images/s")
         results.add(case, "packing", "peak memory", memory, "MB")
     speeds: dict[str, list[float]] = {"packed": [], "memory": []}
     memories: dict[str, list[float]] = {"packed": [], "memory": []}

@@ -4,6 +4,7 @@ import argparse
 import csv
 import datetime
 import functools
+import io
 import os
 import re
 import statistics
@@ -18,6 +19,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import platformdirs
 import torch
+from PIL import Image
 
 from dualcaps import ImageSplit, Network
 from dualcaps.bench import Timing, interleave, matrix_rate, our_training
@@ -166,6 +168,14 @@ def environment(name: str, packages: Sequence[str]) -> Path:
 def in_half_precision(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Weights in half the space."""
     return {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
+
+
+def png_of(image: torch.Tensor) -> bytes:
+    """An image of 8 bits as a PNG file."""
+    pixels = image[0] if image.shape[0] == 1 else image.permute(1, 2, 0)
+    content = io.BytesIO()
+    Image.fromarray(pixels.numpy()).save(content, "PNG")
+    return content.getvalue()
 
 
 def place(name: str) -> torch.device:

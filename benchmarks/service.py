@@ -10,7 +10,6 @@ ones between them whose answers are compared; and the memory of its process is r
 import argparse
 import contextlib
 import http.client
-import io
 import json
 import os
 import random
@@ -28,8 +27,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import torch
-from common import ROOT, Results, environment
-from PIL import Image
+from common import ROOT, Results, environment, png_of
 
 from dualcaps import load_model, predict
 from dualcaps.inference import choose_precision, run_data
@@ -57,7 +55,7 @@ def main() -> None:
     model = load_model(run, "cpu")
     images = run_data(run).test.images[:IMAGES]
     wanted = predict(model, images, precision=choose_precision("auto", torch.device("cpu"))).numpy()
-    files = [_png(image) for image in images]
+    files = [png_of(image) for image in images]
     results = Results("service", options.out, torch.device("cpu"))
     case = f"{run.model.name} on {run.data.source}"
     peer = environment("litserve", ["--editable", f"{ROOT}[serve]", "litserve"])
@@ -89,13 +87,6 @@ def main() -> None:
     with _served(services["dualcaps, batches"]) as port:
         for name, size in _memory(port, files).items():
             results.add(f"{case}, {REQUESTS:,} requests", "dualcaps, batches", name, size, "MB")
-
-
-def _png(image: torch.Tensor) -> bytes:
-    pixels = image[0] if image.shape[0] == 1 else image.permute(1, 2, 0)
-    content = io.BytesIO()
-    Image.fromarray(pixels.numpy()).save(content, "PNG")
-    return content.getvalue()
 
 
 def _form(file: bytes) -> bytes:

@@ -5,17 +5,21 @@ a process of its own; the tests run a short version.
 """
 
 import argparse
+import functools
 import gzip
 import io
+import logging
 import pickle
 import random
 import resource
 import shutil
+import socket
 import struct
 import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 import time
 import zipfile
 from collections.abc import Callable
@@ -124,6 +128,51 @@ def read_onnx(path: Path) -> None:
         load_graph(path)([np.zeros((2, 1, 12, 12), np.uint8)])
     except DualcapsError as error:
         raise DataError(str(error)) from error
+
+
+class RequestReader:
+    """Sends the bytes of a file to `dualcaps serve`'s application, which runs in a thread of this process."""
+
+    def __init__(self) -> None:
+        import uvicorn
+
+        from dualcaps.serve.http import Limits, build_service
+
+        torch.manual_seed(0)
+        model = create_model("capsnet", (1, 12, 12), 3, width=4).eval()
+        app = build_service(model, limits=Limits(bytes=10**6, images=3))
+        server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical"))
+        logging.getLogger("python_multipart").setLevel(logging.ERROR)
+        threading.Thread(target=server.run, daemon=True).start()
+        while not server.started:
+            time.sleep(0.01)
+        self.address = server.servers[0].sockets[0].getsockname()
+
+    def __call__(self, path: Path) -> None:
+        """Fails on a status of 500 or above, or where the service answers nothing more."""
+        answer = self._answer(path.read_bytes())
+        status = int(answer.split()[1]) if answer.startswith(b"HTTP/1.1 ") else None
+        assert status is None or status < 500, answer
+        assert self._answer(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").startswith(
+            b"HTTP/1.1 200"
+        )
+        if status is None or status >= 400:
+            raise DataError(f"{path}: refused with {status}")
+
+    def _answer(self, sent: bytes) -> bytes:
+        """The start of the answer; nothing if the connection is closed without one, or waits for more."""
+        with socket.create_connection(self.address, timeout=1) as connection:
+            try:
+                connection.sendall(sent)
+                connection.settimeout(0.2 if b"healthz" not in sent else 10)
+                return connection.recv(1000)
+            except (ConnectionError, TimeoutError):
+                return b""
+
+
+def http_request(body: bytes, kind: str) -> bytes:
+    head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body
 
 
 def _run_data() -> ImageDataset:
@@ -355,6 +404,25 @@ def seeds_in_folders() -> dict[str, list[Seed]]:
     }
 
 
+def seeds_of_requests() -> dict[str, list[Seed]]:
+    """Requests to the service: damaged as a whole, and with a damaged body of the length that it says."""
+    image, form = picture("PNG"), "multipart/form-data; boundary=corpus"
+    files = [(f"{number}.png", picture(kind)) for number, kind in enumerate(("PNG", "JPEG"))]
+    parts = b"".join(
+        f'--corpus\r\nContent-Disposition: form-data; name="images"; filename="{name}"\r\n\r\n'.encode()
+        + content
+        + b"\r\n"
+        for name, content in files
+    )
+    read = RequestReader()
+    bodies = {"image/png": image, form: parts + b"--corpus--\r\n"}
+    return {
+        "requests": [
+            Seed(body, functools.partial(http_request, kind=kind), "request", read) for kind, body in bodies.items()
+        ]
+    }
+
+
 EXTREMES = (0, 1, 0x7F, 0x80, 0xFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF, 2**62, 10**6, 10**9)
 
 
@@ -456,13 +524,14 @@ _seeds: dict[str, list[Seed]] = {}
 
 def seeds_of(kind: str) -> list[Seed]:
     if kind not in _seeds:
-        _seeds.update(seeds_in_folders() if kind in IN_FOLDERS else seeds())
+        build = seeds_of_requests if kind == "requests" else seeds_in_folders if kind in IN_FOLDERS else seeds
+        _seeds.update(build())
     return _seeds[kind]
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("formats", nargs="*", default=[*seeds(), *IN_FOLDERS])
+    parser.add_argument("formats", nargs="*", default=[*seeds(), *IN_FOLDERS, "requests"])
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--here", action="store_true", help="in this process")

@@ -22,8 +22,10 @@ from dualcaps.data.sources.cifar10 import CIFAR_BINARY, CIFAR_PYTHON
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", [*corpus.seeds(), *corpus.IN_FOLDERS])
+@pytest.mark.parametrize("kind", [*corpus.seeds(), *corpus.IN_FOLDERS, "requests"])
 def test_damaged_files_are_refused_or_read(kind: str, tmp_path: Path):
+    if kind == "requests":
+        pytest.importorskip("fastapi")
     (tmp_path / "attacked").mkdir()
     refused = 0
     for number in range(150):

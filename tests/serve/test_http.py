@@ -1,6 +1,8 @@
 """The HTTP service as a client sees it."""
 
+import gc
 import io
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -42,6 +44,16 @@ def lengths_of(model: Any, content: bytes) -> list[float]:
 def client(model) -> Iterator[Any]:
     with testclient.TestClient(build_service(model, limits=Limits(bytes=40_000, images=3, queue=8))) as client:
         yield client
+
+
+def test_a_service_that_has_ended_leaves_no_network_in_memory():
+    network = create_model("capsnet", (1, 12, 12), 3, width=8).eval()
+    kept = weakref.ref(network)
+    with testclient.TestClient(build_service(network)) as client:
+        assert client.post("/predict", content=png(0)).status_code == 200
+    del network, client
+    gc.collect()
+    assert kept() is None
 
 
 def test_one_image_or_many_are_answered(client, model):

@@ -84,101 +84,22 @@ def build_service(
     """
     try:
         import fastapi
-        import prometheus_client
-        from starlette.formparsers import MultiPartException
-        from starlette.requests import ClientDisconnect
         from starlette.responses import JSONResponse, Response
+
+        service = _Service(model, precision, tta, temperature, rejection, token, limits or Limits())
     except ImportError as error:
         raise ConfigError(f"dualcaps serve needs {error.name}: pip install 'dualcaps[serve]'") from error
 
-    limits = limits or Limits()
-    registry = prometheus_client.CollectorRegistry()
-    requests = prometheus_client.Counter("dualcaps_requests", "Requests by status code", ["code"], registry=registry)
-    sizes = prometheus_client.Histogram(
-        "dualcaps_batch_images", "Images classified together", buckets=(1, 2, 4, 8, 16, 32, 64, 128), registry=registry
-    )
-    durations = prometheus_client.Histogram("dualcaps_batch_seconds", "Seconds to classify a batch", registry=registry)
+    app = fastapi.FastAPI(title="dualcaps", description=about, lifespan=_lifespan, docs_url=None, redoc_url=None)
+    app.state.service = service
 
-    def observe(size: int, seconds: float) -> None:
-        sizes.observe(size)
-        durations.observe(seconds)
-
-    batcher: Batcher[np.ndarray, dict[str, Any]] = Batcher(
-        _answerer(model, precision, tta, temperature, rejection),
-        most=limits.batch,
-        wait=limits.wait,
-        queue=limits.queue,
-        on_batch=observe,
-    )
-    prometheus_client.Gauge("dualcaps_waiting_images", "Images waiting or in work", registry=registry).set_function(
-        lambda: batcher.waiting
-    )
-    readers = ThreadPoolExecutor(_READERS)
-    ready = False
-
-    @asynccontextmanager
-    async def lifespan(_: "fastapi.FastAPI") -> AsyncIterator[None]:
-        nonlocal ready
-        batcher.start()
-        shape = model.config.image_shape
-        await batcher.submit([np.zeros(shape, np.uint8)])  # so that the first request does not wait for it
-        ready = True
-        yield
-        ready = False
-        await batcher.stop()
-        readers.shutdown()
-
-    app = fastapi.FastAPI(title="dualcaps", description=about, lifespan=lifespan, docs_url=None, redoc_url=None)
-
-    def refuse(code: int, reason: str) -> JSONResponse:
-        headers = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "1"}}.get(code)
-        requests.labels(code).inc()
-        return JSONResponse({"error": reason}, code, headers=headers)
-
-    async def read(content: bytes, name: str) -> np.ndarray | str:
-        """The image, or why it cannot be read."""
-        shape, value_range = model.config.image_shape, model.value_range
-        loop = asyncio.get_running_loop()
-        try:
-            return await loop.run_in_executor(readers, read_image, content, shape, name, value_range)
-        except DataError as error:
-            return str(error)
-
-    async def classify(images: Sequence[tuple[str, bytes]]) -> list[dict[str, Any]]:
-        pixels = await asyncio.gather(*(read(content, name) for name, content in images))
-        found = iter(await batcher.submit([image for image in pixels if not isinstance(image, str)]))
-        return [
-            {"name": name, **({"error": image} if isinstance(image, str) else next(found))}
-            for (name, _), image in zip(images, pixels, strict=True)
-        ]
-
+    # FastAPI's caches keep these functions for the life of the process, so they must not refer to the network.
     @app.post("/predict")
     async def predict_images(request: fastapi.Request) -> Response:
         """Classify one image, sent as the body, or several, sent as the files of a multipart form."""
-        given = request.headers.get("authorization", "")
-        if token is not None and not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
-            return refuse(401, "send the token as the header Authorization: Bearer TOKEN")
-        try:
-            images = await asyncio.wait_for(_images_of(request, limits), limits.seconds)
-        except ClientDisconnect:
-            return refuse(499, "the client closed the connection")  # nobody reads this, but it is counted
-        except TimeoutError:
-            return refuse(408, f"the images were not sent within {limits.seconds:g} seconds")
-        except _TooLargeError as error:
-            return refuse(413, str(error))
-        except (MultiPartException, ValueError) as error:
-            return refuse(400, f"not a form with images: {error}")
-        if not images:
-            return refuse(400, "no image: send one as the body, or several as the files of a multipart form")
-        try:
-            answers = await asyncio.wait_for(classify(images), limits.seconds)
-        except TimeoutError:
-            return refuse(504, f"no answer within {limits.seconds:g} seconds")
-        except QueueFullError:
-            return refuse(503, f"{batcher.waiting} images are waiting already: try again later")
-        code = 422 if all("error" in answer for answer in answers) else 200
-        requests.labels(code).inc()
-        return JSONResponse(answers, code)
+        code, content = await request.app.state.service.answer(request)
+        headers = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "1"}}.get(code)
+        return JSONResponse(content, code, headers=headers)
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
@@ -186,16 +107,136 @@ def build_service(
         return {"status": "ok"}
 
     @app.get("/readyz")
-    async def readyz() -> Response:
+    async def readyz(request: fastapi.Request) -> Response:
         """Whether requests are taken."""
-        return JSONResponse({"status": "ready"} if ready else {"status": "not ready"}, 200 if ready else 503)
+        ready = request.app.state.service.ready
+        return JSONResponse({"status": "ready" if ready else "not ready"}, 200 if ready else 503)
 
     @app.get("/metrics")
-    async def metrics() -> Response:
+    async def metrics(request: fastapi.Request) -> Response:
         """Counters for Prometheus."""
-        return Response(prometheus_client.generate_latest(registry), media_type="text/plain; version=0.0.4")
+        return Response(request.app.state.service.metrics(), media_type="text/plain; version=0.0.4")
 
     return app
+
+
+@asynccontextmanager
+async def _lifespan(app: "fastapi.FastAPI") -> AsyncIterator[None]:
+    async with app.state.service.running():
+        yield
+
+
+class _Service:
+    """A network with its queue, its counters and its limits."""
+
+    def __init__(
+        self,
+        model: Network,
+        precision: Precision,
+        tta: TestTimeAugmentation,
+        temperature: float | None,
+        rejection: Rejection | None,
+        token: str | None,
+        limits: Limits,
+    ) -> None:
+        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+        self._model, self._token, self._limits = model, token, limits
+        self._registry = CollectorRegistry()
+        self._requests = Counter("dualcaps_requests", "Requests by status code", ["code"], registry=self._registry)
+        sizes = Histogram(
+            "dualcaps_batch_images",
+            "Images classified together",
+            buckets=(1, 2, 4, 8, 16, 32, 64, 128),
+            registry=self._registry,
+        )
+        durations = Histogram("dualcaps_batch_seconds", "Seconds to classify a batch", registry=self._registry)
+
+        def observe(size: int, seconds: float) -> None:
+            sizes.observe(size)
+            durations.observe(seconds)
+
+        self._batcher: Batcher[np.ndarray, dict[str, Any]] = Batcher(
+            _answerer(model, precision, tta, temperature, rejection),
+            most=limits.batch,
+            wait=limits.wait,
+            queue=limits.queue,
+            on_batch=observe,
+        )
+        waiting = Gauge("dualcaps_waiting_images", "Images waiting or in work", registry=self._registry)
+        waiting.set_function(lambda: self._batcher.waiting)
+        self._readers = ThreadPoolExecutor(_READERS)
+        self.ready = False
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Requests are taken within."""
+        self._batcher.start()
+        shape = self._model.config.image_shape
+        await self._batcher.submit([np.zeros(shape, np.uint8)])  # so that the first request does not wait for it
+        self.ready = True
+        yield
+        self.ready = False
+        await self._batcher.stop()
+        self._readers.shutdown()
+
+    def metrics(self) -> bytes:
+        """The counters as Prometheus reads them."""
+        from prometheus_client import generate_latest
+
+        return generate_latest(self._registry)
+
+    async def answer(self, request: "fastapi.Request") -> tuple[int, Any]:
+        """The status code and the content for a request with images."""
+        code, content = await self._answer(request)
+        self._requests.labels(code).inc()
+        return code, content if isinstance(content, list) else {"error": content}
+
+    async def _answer(self, request: "fastapi.Request") -> tuple[int, list[dict[str, Any]] | str]:
+        """The status code with an answer for each image, or with the reason why the request is refused."""
+        from starlette.formparsers import MultiPartException
+        from starlette.requests import ClientDisconnect
+
+        limits = self._limits
+        given = request.headers.get("authorization", "")
+        if self._token is not None and not hmac.compare_digest(given.encode(), f"Bearer {self._token}".encode()):
+            return 401, "send the token as the header Authorization: Bearer TOKEN"
+        try:
+            images = await asyncio.wait_for(_images_of(request, limits), limits.seconds)
+        except ClientDisconnect:
+            return 499, "the client closed the connection"  # nobody reads this, but it is counted
+        except TimeoutError:
+            return 408, f"the images were not sent within {limits.seconds:g} seconds"
+        except _TooLargeError as error:
+            return 413, str(error)
+        except (MultiPartException, ValueError) as error:
+            return 400, f"not a form with images: {error}"
+        if not images:
+            return 400, "no image: send one as the body, or several as the files of a multipart form"
+        try:
+            answers = await asyncio.wait_for(self._classify(images), limits.seconds)
+        except TimeoutError:
+            return 504, f"no answer within {limits.seconds:g} seconds"
+        except QueueFullError:
+            return 503, f"{self._batcher.waiting} images are waiting already: try again later"
+        return 422 if all("error" in answer for answer in answers) else 200, answers
+
+    async def _classify(self, images: Sequence[tuple[str, bytes]]) -> list[dict[str, Any]]:
+        pixels = await asyncio.gather(*(self._read(content, name) for name, content in images))
+        found = iter(await self._batcher.submit([image for image in pixels if not isinstance(image, str)]))
+        return [
+            {"name": name, **({"error": image} if isinstance(image, str) else next(found))}
+            for (name, _), image in zip(images, pixels, strict=True)
+        ]
+
+    async def _read(self, content: bytes, name: str) -> np.ndarray | str:
+        """The image, or why it cannot be read."""
+        shape, value_range = self._model.config.image_shape, self._model.value_range
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._readers, read_image, content, shape, name, value_range)
+        except DataError as error:
+            return str(error)
 
 
 class _TooLargeError(Exception):
@@ -207,25 +248,29 @@ async def _images_of(request: "fastapi.Request", limits: Limits) -> list[tuple[s
     too_large = f"more than {limits.bytes / 2**20:g} MB"
     if int(request.headers.get("content-length", 0)) > limits.bytes:
         raise _TooLargeError(too_large)
-    body = bytearray()
-    async for piece in request.stream():
-        body += piece
-        if len(body) > limits.bytes:
-            raise _TooLargeError(too_large)
-    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
-        return [("image", bytes(body))] if body else []
-    return await _files_of_form(request, bytes(body), limits)
+
+    async def body() -> AsyncGenerator[bytes, None]:
+        received = 0
+        async for piece in request.stream():
+            received += len(piece)
+            if received > limits.bytes:
+                raise _TooLargeError(too_large)
+            yield piece
+
+    if request.headers.get("content-type", "").startswith("multipart/form-data"):
+        return await _files_of_form(request, body(), limits)
+    content = b"".join([piece async for piece in body()])
+    return [("image", content)] if content else []
 
 
-async def _files_of_form(request: "fastapi.Request", body: bytes, limits: Limits) -> list[tuple[str, bytes]]:
+async def _files_of_form(
+    request: "fastapi.Request", body: AsyncGenerator[bytes, None], limits: Limits
+) -> list[tuple[str, bytes]]:
     from starlette.datastructures import UploadFile
     from starlette.formparsers import MultiPartParser
 
-    async def stream() -> AsyncGenerator[bytes, None]:
-        yield body
-
     # One file more than allowed is read, so that the message can say what is wrong.
-    parser = MultiPartParser(request.headers, stream(), max_files=limits.images + 1, max_fields=10)
+    parser = MultiPartParser(request.headers, body, max_files=limits.images + 1, max_fields=10)
     async with _closing(await parser.parse()) as form:
         files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
         if len(files) > limits.images:

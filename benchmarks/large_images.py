@@ -1,0 +1,102 @@
+"""Own photographs at 224x224 from their files: training against the network alone, memory against their number.
+
+    python benchmarks/large_images.py
+
+The photographs are those of `photographs.py`. A training reads the files, augments them and trains by the recipe
+`photos`; its rate is that of the last of its epochs. The network's own rate is that of training steps on random images
+in memory, without augmentation. The two take turns. Memory is what the process holds beside mapped files, at its
+highest, when it trains on a quarter of the photographs and on all.
+"""
+
+import argparse
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from common import ROOT, Results
+from photographs import make_photographs
+
+from dualcaps import create_model, load_data
+from dualcaps.bench import our_training, random_split
+from dualcaps.inference import choose_precision
+from dualcaps.runs.run import Run
+
+CPU = torch.device("cpu")
+NETWORK, SIDE, EPOCHS = "da-capsnet-r", 224, 2
+
+
+def main() -> None:
+    """Make the photographs, take the rates in turn, then the memory."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--photographs", type=int, default=2_400)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "large-images")
+    parser.add_argument("--out", type=Path, default=ROOT / "results" / "benchmarks")
+    options = parser.parse_args()
+    all_photographs, some = options.folder / "all", options.folder / "some"
+    for folder, count in ((all_photographs, options.photographs), (some, options.photographs // 4)):
+        if not folder.is_dir():
+            make_photographs(folder, count)
+    results = Results("large-images", options.out, CPU)
+    case = f"{NETWORK} {SIDE}x{SIDE}x3"
+    trained, alone, held = [], [], []
+    for _ in range(options.rounds):
+        rate, memory = train(all_photographs, options.folder / "run")
+        trained.append(rate)
+        held.append(memory)
+        alone.append(own_rate(Run.open(options.folder / "run")))
+    for name, rates in (("photographs from files", trained), ("network alone", alone)):
+        spread = {"slowest": min(rates), "fastest": max(rates), "n": len(rates)}
+        results.add(case, name, "training speed", statistics.median(rates), "images/s", **spread)
+    shares = [100 * rate / own for rate, own in zip(trained, alone, strict=True)]
+    spread = {"slowest": min(shares), "fastest": max(shares), "n": len(shares)}
+    results.add(case, "of the network alone", "share", statistics.median(shares), "%", **spread)
+    few = [train(some, options.folder / "run")[1] for _ in range(options.rounds)]
+    for count, values in ((options.photographs // 4, few), (options.photographs, held)):
+        spread = {"slowest": min(values), "fastest": max(values), "n": len(values)}
+        results.add(case, f"{count:,} photographs", "peak memory", statistics.median(values), "MB", **spread)
+
+
+def train(photographs: Path, run: Path) -> tuple[float, float]:
+    """Images per second of the last epoch, and the most megabytes held beside mapped files."""
+    shutil.rmtree(run, ignore_errors=True)
+    how = ["--recipe", "photos", "--model", NETWORK, "--epochs", str(EPOCHS), "--out", str(run)]
+    command = [sys.executable, "-m", "dualcaps", "train", str(photographs), *how, "--image-size", str(SIDE), str(SIDE)]
+    process, most = subprocess.Popen(command, stdout=subprocess.DEVNULL), 0.0
+    while process.poll() is None:
+        most = max(most, _anonymous(process.pid))
+        time.sleep(0.1)
+    if process.returncode:
+        sys.exit(f"{' '.join(command)} failed")
+    return Run.open(run).history[-1]["images_per_second"], most
+
+
+def _anonymous(process: int) -> float:
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return sum(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1000
+
+
+def own_rate(run: Run) -> float:
+    """Images per second of training steps of the run's network on random images."""
+    torch.manual_seed(0)
+    model = create_model(NETWORK, run.model.image_shape, run.model.num_classes)
+    assert run.training.batch_size is not None
+    count = len(load_data(run.data.source, image_size=run.model.image_shape[1:]).train)
+    split = random_split(run.model.image_shape, count, CPU, run.model.num_classes)
+    precision = choose_precision(run.training.precision, CPU)
+    epoch = our_training(model, split, run.training.batch_size, precision, "never")
+    epoch()  # warms up
+    started = time.perf_counter()
+    epoch()
+    return count / (time.perf_counter() - started)
+
+
+if __name__ == "__main__":
+    main()

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 import torch
-from common import ROOT, Results
+from common import ROOT, Results, in_fresh_process
 from photographs import make_photographs
 
 from dualcaps import create_model, load_data
@@ -36,7 +36,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "large-images")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "benchmarks")
+    parser.add_argument("--own", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.own:
+        print(own_rate(Run.open(options.own)))
+        return
     all_photographs, some = options.folder / "all", options.folder / "some"
     for folder, count in ((all_photographs, options.photographs), (some, options.photographs // 4)):
         if not folder.is_dir():
@@ -48,7 +52,7 @@ def main() -> None:
         rate, memory = train(all_photographs, options.folder / "run")
         trained.append(rate)
         held.append(memory)
-        alone.append(own_rate(Run.open(options.folder / "run")))
+        alone.append(in_fresh_process("large_images.py", ["--own", options.folder / "run"]))
     for name, rates in (("photographs from files", trained), ("network alone", alone)):
         spread = {"slowest": min(rates), "fastest": max(rates), "n": len(rates)}
         results.add(case, name, "training speed", statistics.median(rates), "images/s", **spread)
@@ -64,8 +68,9 @@ def main() -> None:
 def train(photographs: Path, run: Path) -> tuple[float, float]:
     """Images per second of the last epoch, and the most megabytes held beside mapped files."""
     shutil.rmtree(run, ignore_errors=True)
-    how = ["--recipe", "photos", "--model", NETWORK, "--epochs", str(EPOCHS), "--out", str(run)]
+    how = ["--recipe", "photos", "--model", NETWORK, "--epochs", str(EPOCHS), "--compile", "never"]
     command = [sys.executable, "-m", "dualcaps", "train", str(photographs), *how, "--image-size", str(SIDE), str(SIDE)]
+    command += ["--out", str(run)]
     process, most = subprocess.Popen(command, stdout=subprocess.DEVNULL), 0.0
     while process.poll() is None:
         most = max(most, _anonymous(process.pid))

@@ -24,7 +24,14 @@ from dualcaps import (
     load_model,
     predict,
 )
-from dualcaps.inference import choose_device, choose_precision, evaluate_run, predict_files, run_batches
+from dualcaps.inference import (
+    choose_batch_size,
+    choose_device,
+    choose_precision,
+    evaluate_run,
+    predict_files,
+    run_batches,
+)
 from dualcaps.registry import ROUTING_METHODS
 
 
@@ -62,6 +69,12 @@ def test_the_batch_size_does_not_change_a_prediction():
     model = create_model("da-capsnet", (1, 12, 12), 3)
     images = torch.randint(256, (30, 1, 12, 12), dtype=torch.uint8)
     torch.testing.assert_close(predict(model, images, batch_size=1), predict(model, images), atol=1e-5, rtol=0)
+
+
+def test_batches_of_large_images_are_smaller():
+    cpu = torch.device("cpu")
+    sizes = [choose_batch_size(cpu, (3, side, side)) for side in (28, 64, 96, 224, 4000)]
+    assert sizes == [128, 128, 32, 16, 16]
 
 
 def test_test_time_augmentation_averages_over_the_changed_images():

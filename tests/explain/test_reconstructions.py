@@ -38,7 +38,7 @@ def test_the_error_is_the_mean_square_over_all_images_for_any_batch_size(monkeyp
         images = to_float(part.images)
         expected = (model.eval().reconstruct(model(images).poses) - images).square().mean().item()
     assert reconstruction_error(model, part) == pytest.approx(expected, rel=1e-4)
-    monkeypatch.setattr("dualcaps.inference.choose_batch_size", lambda device: 3)
+    monkeypatch.setattr("dualcaps.inference.choose_batch_size", lambda device, image_shape: 3)
     assert reconstruction_error(model, part) == pytest.approx(expected, rel=1e-4)
 
 

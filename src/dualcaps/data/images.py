@@ -47,7 +47,7 @@ _DEEP_MODES = ("I", "F")  # and I;16 with its byte orders
 _MOST_BYTES = 190_000_000  # that decoding may take over the file's own size
 _LARGE_BYTES = 100_000_000  # pictures that take more are decoded one at a time
 _one_large_picture = threading.Lock()
-_IN_MEMORY = 1 << 30  # bytes of an array that is not in a file
+_IN_MEMORY = 1 << 28  # bytes of an array that is not in a file
 _COPIED_AT_ONCE = 256  # images
 _MOST_SCANS = 64  # of a progressive JPEG, each decoded over the whole picture
 
@@ -188,7 +188,7 @@ def check_channels(channels: int) -> None:
 
 
 def new_pixels(shape: tuple[int, ...]) -> np.ndarray:
-    """A uint8 array of zeros; one of more than a gigabyte is in a temporary file, which takes only free memory.
+    """A uint8 array of zeros; one of more than 256 MB is in a temporary file, which takes only free memory.
 
     The file is in the user cache, as /tmp may be memory; it has no name and disappears with the process.
     """

@@ -497,7 +497,7 @@ def _hash(
         for first in range(start, start + count, each):
             images = min(each, start + count - first)
             file.seek(_HEADER_BYTES + first * pixels)
-            shards.append(Shard(first, images, hashlib.sha256(file.read(images * pixels)).hexdigest()))
+            shards.append(Shard.of(first, images, file.read(images * pixels)))
             on_progress("hashing", first + images, sum(counts))
         parts[part] = tuple(shards)
         start += count

@@ -9,6 +9,7 @@ highest, when it trains on a quarter of the photographs and on all.
 """
 
 import argparse
+import dataclasses
 import shutil
 import statistics
 import subprocess
@@ -20,9 +21,10 @@ import torch
 from common import ROOT, Results, in_fresh_process
 from photographs import make_photographs
 
-from dualcaps import create_model, load_data
+from dualcaps import load_data
 from dualcaps.bench import our_training, random_split
 from dualcaps.inference import choose_precision
+from dualcaps.models import build_model
 from dualcaps.runs.run import Run
 
 CPU = torch.device("cpu")
@@ -91,7 +93,7 @@ def _anonymous(process: int) -> float:
 def own_rate(run: Run) -> float:
     """Images per second of training steps of the run's network on random images."""
     torch.manual_seed(0)
-    model = create_model(NETWORK, run.model.image_shape, run.model.num_classes)
+    model = build_model(dataclasses.replace(run.model, trunk_weights=None))
     assert run.training.batch_size is not None
     count = len(load_data(run.data.source, image_size=run.model.image_shape[1:]).train)
     split = random_split(run.model.image_shape, count, CPU, run.model.num_classes)

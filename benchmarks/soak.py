@@ -17,6 +17,7 @@ import gc
 import http.client
 import json
 import os
+import shutil
 import socket
 import statistics
 import subprocess
@@ -96,6 +97,7 @@ def _round(data: ImageDataset, number: int, out: Path) -> Row:
     finally:
         server.should_exit = True
         thread.join()
+    shutil.rmtree(out)
     return {"model": name, "test_accuracy": round(found.accuracy, 4)}
 
 

@@ -1,23 +1,28 @@
 """What the benchmarks share: where results go, with what they were measured, fresh processes."""
 
 import argparse
+import contextlib
 import csv
 import datetime
 import functools
+import http.client
 import io
 import os
 import re
+import socket
 import statistics
 import subprocess
 import sys
+import time
 import venv
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as the command line does, for all candidates
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import platformdirs
+import psutil
 import torch
 from PIL import Image
 
@@ -89,6 +94,11 @@ class Results:
         spread = {"slowest": timing.slowest, "fastest": timing.fastest, "n": len(timing.seconds)}
         self.add(case, candidate, measure, timing.rate, unit, **spread)
 
+    def add_median(self, case: str, candidate: str, measure: str, values: Sequence[float], unit: str) -> None:
+        """Keep and print the median of some numbers with their range."""
+        spread = {"slowest": min(values), "fastest": max(values), "n": len(values)}
+        self.add(case, candidate, measure, statistics.median(values), unit, **spread)
+
     def write(self) -> None:
         """Write the file as it stands."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
@@ -135,10 +145,9 @@ def _add_matrix_rate(rates: list[float], device: torch.device, number_type: str)
 
 def add_share(results: Results, case: str, number_type: str, rates: Sequence[float], achieved: float) -> None:
     """Add the rate of matrix products, and the share of it that was achieved, in operations per second."""
-    matrix = statistics.median(rates)
-    spread = {"slowest": min(rates) / 1e9, "fastest": max(rates) / 1e9, "n": len(rates)}
-    results.add(case, f"matrix product {number_type}", "speed", matrix / 1e9, "GFLOP/s", **spread)
-    results.add(case, f"of the {number_type} matrix rate", "share", 100 * achieved / matrix, "%")
+    results.add_median(case, f"matrix product {number_type}", "speed", [rate / 1e9 for rate in rates], "GFLOP/s")
+    share = 100 * achieved / statistics.median(rates)
+    results.add(case, f"of the {number_type} matrix rate", "share", share, "%")
 
 
 def in_fresh_process(script: str, arguments: Sequence[object]) -> float:
@@ -176,6 +185,32 @@ def png_of(image: torch.Tensor) -> bytes:
     content = io.BytesIO()
     Image.fromarray(pixels.numpy()).save(content, "PNG")
     return content.getvalue()
+
+
+@contextlib.contextmanager
+def served(
+    command: Callable[[int], Sequence[object]], ready: Callable[[int], bool]
+) -> Iterator[tuple[psutil.Process, int]]:
+    """A service in a process of its own, for a free port, once it is ready; and that port."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environ = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    service = subprocess.Popen([*map(str, command(port))], env=environ, stdout=subprocess.DEVNULL)
+    try:
+        for _ in range(600):
+            if service.poll() is not None:
+                sys.exit(f"{command(port)}: ended with {service.returncode}")
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                if ready(port):
+                    break
+            time.sleep(0.2)
+        yield psutil.Process(service.pid), port
+    finally:
+        for child in psutil.Process(service.pid).children(recursive=True):
+            child.kill()
+        service.kill()
+        service.wait()
 
 
 def place(name: str) -> torch.device:

@@ -9,14 +9,15 @@ highest, when it trains on a quarter of the photographs and on all.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import shutil
-import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import torch
 from common import ROOT, Results, in_fresh_process
 from photographs import make_photographs
@@ -56,15 +57,12 @@ def main() -> None:
         held.append(memory)
         alone.append(in_fresh_process("large_images.py", ["--own", options.folder / "run"]))
     for name, rates in (("photographs from files", trained), ("network alone", alone)):
-        spread = {"slowest": min(rates), "fastest": max(rates), "n": len(rates)}
-        results.add(case, name, "training speed", statistics.median(rates), "images/s", **spread)
+        results.add_median(case, name, "training speed", rates, "images/s")
     shares = [100 * rate / own for rate, own in zip(trained, alone, strict=True)]
-    spread = {"slowest": min(shares), "fastest": max(shares), "n": len(shares)}
-    results.add(case, "of the network alone", "share", statistics.median(shares), "%", **spread)
+    results.add_median(case, "of the network alone", "share", shares, "%")
     few = [train(some, options.folder / "run")[1] for _ in range(options.rounds)]
     for count, values in ((options.photographs // 4, few), (options.photographs, held)):
-        spread = {"slowest": min(values), "fastest": max(values), "n": len(values)}
-        results.add(case, f"{count:,} photographs", "peak memory", statistics.median(values), "MB", **spread)
+        results.add_median(case, f"{count:,} photographs", "peak memory", values, "MB")
 
 
 def train(photographs: Path, run: Path) -> tuple[float, float]:
@@ -75,19 +73,13 @@ def train(photographs: Path, run: Path) -> tuple[float, float]:
     command += ["--out", str(run)]
     process, most = subprocess.Popen(command, stdout=subprocess.DEVNULL), 0.0
     while process.poll() is None:
-        most = max(most, _anonymous(process.pid))
+        with contextlib.suppress(psutil.NoSuchProcess):
+            held = psutil.Process(process.pid).memory_info()
+            most = max(most, (held.rss - held.shared) / 1e6)
         time.sleep(0.1)
     if process.returncode:
         sys.exit(f"{' '.join(command)} failed")
     return Run.open(run).history[-1]["images_per_second"], most
-
-
-def _anonymous(process: int) -> float:
-    try:
-        lines = Path(f"/proc/{process}/status").read_text().splitlines()
-    except OSError:
-        return 0.0
-    return sum(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1000
 
 
 def own_rate(run: Run) -> float:

@@ -9,7 +9,6 @@ computes in float32; Keras's mixed_bfloat16 and its jit_compile are measured too
 
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -133,8 +132,7 @@ def main() -> None:
             alike = [name for name in timings if name.startswith("keras") and name.endswith(policy)]
             best = max(alike, key=lambda name: timings[name].rate)
             pairs = [theirs / own for theirs, own in zip(seconds[best], seconds[mine], strict=True)]
-            spread = {"slowest": min(pairs), "fastest": max(pairs), "n": len(pairs)}
-            results.add(case, f"{mine} / {best}", "ratio", statistics.median(pairs), "times", **spread)
+            results.add_median(case, f"{mine} / {best}", "ratio", pairs, "times")
 
 
 if __name__ == "__main__":

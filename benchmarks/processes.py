@@ -9,7 +9,6 @@ in all; the first 6,400 training images, an epoch of 50 steps.
 import dataclasses
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -62,8 +61,7 @@ def main() -> None:
     results.add(case, "1 process", "loss", one[-1], f"in step {STEPS}")
     for (processes, threads), values in speeds.items():
         name = f"{processes} process{'es' * (processes > 1)} of {threads} thread{'s' * (threads > 1)}"
-        spread = {"slowest": min(values), "fastest": max(values), "n": len(values)}
-        results.add(case, name, "training speed", statistics.median(values), "images/s", **spread)
+        results.add_median(case, name, "training speed", values, "images/s")
 
 
 def run(processes: int, threads: int) -> tuple[list[float], float]:

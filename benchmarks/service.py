@@ -11,7 +11,6 @@ import argparse
 import contextlib
 import http.client
 import json
-import os
 import random
 import re
 import socket
@@ -19,15 +18,14 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import psutil
 import torch
-from common import ROOT, Results, environment, png_of
+from common import ROOT, Results, environment, png_of, served
 
 from dualcaps import load_model, predict
 from dualcaps.inference import choose_precision, run_data
@@ -71,7 +69,7 @@ def main() -> None:
         found: dict[str, list[dict[str, float]]] = {name: [] for name in services}
         for _ in range(options.rounds):
             for name, command in services.items():
-                with _served(command) as port:
+                with served(command, _answers) as (_, port):
                     _check(port, files, wanted)
                     found[name].append(_load(port, files, connections, options.seconds))
         for name, rounds in found.items():
@@ -80,12 +78,12 @@ def main() -> None:
                 spread = {"slowest": values[0], "fastest": values[-1], "n": len(values)}
                 place = f"{case}, {connections} connections"
                 results.add(place, name, measure, values[len(values) // 2], unit, **spread)
-    with _served(services["dualcaps, batches"]) as port:
+    with served(services["dualcaps, batches"], _answers) as (_, port):
         counts = _attack(port, files, wanted)
         for name, count in counts.items():
             results.add(f"{case}, attacked", "dualcaps, batches", name, count, "requests")
-    with _served(services["dualcaps, batches"]) as port:
-        for name, size in _memory(port, files).items():
+    with served(services["dualcaps, batches"], _answers) as (process, port):
+        for name, size in _memory(process, port, files).items():
             results.add(f"{case}, {REQUESTS:,} requests", "dualcaps, batches", name, size, "MB")
 
 
@@ -94,28 +92,8 @@ def _form(file: bytes) -> bytes:
     return f"{heading}Content-Type: image/png\r\n\r\n".encode() + file + f"\r\n--{BOUNDARY}--\r\n".encode()
 
 
-@contextlib.contextmanager
-def _served(command) -> Iterator[int]:
-    """A running service; its port."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environ = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    process = subprocess.Popen([*map(str, command(port))], env=environ, stdout=subprocess.DEVNULL)
-    try:
-        for _ in range(600):
-            if process.poll() is not None:
-                sys.exit(f"{command(port)}: ended with {process.returncode}")
-            with contextlib.suppress(OSError, http.client.HTTPException):
-                if _post(port, b"")[0] in (400, 422, 500):  # the service answers
-                    break
-            time.sleep(0.2)
-        yield port
-    finally:
-        for child in psutil.Process(process.pid).children(recursive=True):
-            child.kill()
-        process.kill()
-        process.wait()
+def _answers(port: int) -> bool:
+    return _post(port, b"")[0] in (400, 422, 500)
 
 
 def _post(port: int, body: bytes, kind: str = FORM, seconds: float = 30) -> tuple[int, bytes]:
@@ -276,11 +254,8 @@ def _vanish(port: int, body: bytes, drawn: random.Random) -> None:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
 
 
-def _memory(port: int, files: Sequence[bytes]) -> dict[str, float]:
+def _memory(process: psutil.Process, port: int, files: Sequence[bytes]) -> dict[str, float]:
     """The resident memory of the service after some requests and after many more."""
-    (process,) = (
-        psutil.Process(c.pid) for c in psutil.net_connections("tcp") if c.status == "LISTEN" and c.laddr.port == port
-    )
     sizes = {}
     for name, count in (("memory before", WARMED_UP), ("memory after", REQUESTS)):
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)

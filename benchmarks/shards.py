@@ -15,7 +15,6 @@ import argparse
 import io
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import tarfile
@@ -78,8 +77,7 @@ def main() -> None:
             memories[how].append(memory)
     for measure, unit, found in (("training speed", "images/s", speeds), ("peak memory", "MB", memories)):
         for how, values in found.items():
-            spread = {"slowest": min(values), "fastest": max(values), "n": len(values)}
-            results.add(case, how, measure, statistics.median(values), unit, **spread)
+            results.add_median(case, how, measure, values, unit)
 
 
 def measured(command: list[str]) -> tuple[float, float, str]:

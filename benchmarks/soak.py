@@ -11,21 +11,17 @@ fitted through the rest, by no more than 2 %. Rows are written to `results/soak/
 """
 
 import argparse
-import contextlib
 import ctypes
 import gc
 import http.client
 import json
-import os
 import shutil
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +29,7 @@ import numpy as np
 import psutil
 import torch
 import uvicorn
-from common import ROOT, png_of
+from common import ROOT, png_of, served
 
 from dualcaps import ImageDataset, Network, TrainConfig, create_model, evaluate, fit, load_data, load_model, predict
 from dualcaps.runs.files import write_csv
@@ -58,14 +54,15 @@ def main() -> None:
     data = load_data("digits")
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        served = Path(folder) / "served"
-        _train(data, "da-capsnet", 0, served)
-        with _served(served) as (process, port):
+        run = Path(folder) / "served"
+        _train(data, "da-capsnet", 0, run)
+        command = (sys.executable, "-m", "dualcaps", "serve", run, "--precision", "float32", "--port")
+        with served(lambda port: [*command, port], _ready) as (process, port):
             until = time.monotonic() + 60 * options.minutes
             while time.monotonic() < until:
                 started = time.monotonic()
                 done = _round(data, len(rows), Path(folder) / str(len(rows)))
-                _ask(port, data, _lengths(load_model(Run.open(served), "cpu"), data))
+                _ask(port, data, _lengths(load_model(Run.open(run), "cpu"), data))
                 gc.collect()
                 row = {"round": len(rows), "seconds": round(time.monotonic() - started, 1), **done}
                 resident = {"process_resident_mb": round(psutil.Process().memory_info().rss / 1e6, 1)}
@@ -129,33 +126,11 @@ def _ask(port: int, data: ImageDataset, lengths: np.ndarray) -> None:
         connection.close()
 
 
-@contextlib.contextmanager
-def _served(run: Path) -> Iterator[tuple[psutil.Process, int]]:
-    """`dualcaps serve` in a process of its own, and its port."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "dualcaps", "serve", str(run), "--port", str(port), "--precision", "float32"]
-    environ = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    service = subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL)
-    try:
-        while not _ready(port):
-            if service.poll() is not None:
-                sys.exit(f"the service ended with {service.returncode}")
-            time.sleep(0.2)
-        yield psutil.Process(service.pid), port
-    finally:
-        service.terminate()
-        service.wait()
-
-
 def _ready(port: int) -> bool:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     try:
         connection.request("GET", "/readyz")
         return connection.getresponse().status == 200
-    except OSError:
-        return False
     finally:
         connection.close()
 

@@ -180,6 +180,10 @@ def choose_batch_size(device: torch.device, image_shape: tuple[int, int, int]) -
     return images if device.type == "cpu" else 8 * images
 
 
+def _batch_size(model: Network, wanted: int | None) -> int:
+    return wanted or choose_batch_size(next(model.parameters()).device, model.config.image_shape)
+
+
 def load_model(run: str | Path | Run, device: str = "auto", *, model: Network | None = None) -> Network:
     """The trained network of a run, ready to predict.
 
@@ -264,7 +268,7 @@ def run_batches(
         if not name.startswith(unrounded)
     }
     arguments: dict[str, Any] = {"intermediates": True} if intermediates else {}
-    for batch in images.split(batch_size or choose_batch_size(device, model.config.image_shape)):
+    for batch in images.split(_batch_size(model, batch_size)):
         placed = batch.to(device)
         inputs = to_unit_range(placed, number_type) if placed.dtype == torch.uint8 else placed.to(number_type)
         yield inputs, functional_call(model, weights, inputs, arguments)
@@ -305,7 +309,7 @@ def predict(
         model.prepare(pixels)  # raises ModelError
     if not len(pixels):
         return torch.empty(0, model.config.num_classes)
-    size = batch_size or choose_batch_size(next(model.parameters()).device, model.config.image_shape)
+    size = _batch_size(model, batch_size)
     parts = []
     for part in pixels.split(_BATCHES_CHANGED * size) if tta != "none" else [pixels]:
         lengths = torch.zeros(())
@@ -356,7 +360,7 @@ def _read_ahead(
     model: Network, paths: Sequence[Path], batch_size: int | None, unread: dict[int, str] | None
 ) -> Iterator[UInt8[Tensor, "batch channels height width"]]:
     """Read image files in batches, resized to the network's shape; the next ones are read while one is used."""
-    size = batch_size or choose_batch_size(next(model.parameters()).device, model.config.image_shape)
+    size = _batch_size(model, batch_size)
     batches = [paths[start : start + size] for start in range(0, len(paths), size)]
 
     def read(batch: Sequence[Path]) -> tuple[np.ndarray, dict[int, str]]:

@@ -150,21 +150,20 @@ class RequestReader:
 
     def __call__(self, path: Path) -> None:
         """Fails on a status of 500 or above, or where the service answers nothing more."""
-        answer = self._answer(path.read_bytes())
+        answer = self._answer(path.read_bytes(), 0.2)
         status = int(answer.split()[1]) if answer.startswith(b"HTTP/1.1 ") else None
         assert status is None or status < 500, answer
-        assert self._answer(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").startswith(
-            b"HTTP/1.1 200"
-        )
+        health = self._answer(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 10)
+        assert health.startswith(b"HTTP/1.1 200")
         if status is None or status >= 400:
             raise DataError(f"{path}: refused with {status}")
 
-    def _answer(self, sent: bytes) -> bytes:
-        """The start of the answer; nothing if the connection is closed without one, or waits for more."""
+    def _answer(self, sent: bytes, seconds: float) -> bytes:
+        """The start of the answer; nothing if the connection is closed without one, or waits longer for more."""
         with socket.create_connection(self.address, timeout=1) as connection:
             try:
                 connection.sendall(sent)
-                connection.settimeout(0.2 if b"healthz" not in sent else 10)
+                connection.settimeout(seconds)
                 return connection.recv(1000)
             except (ConnectionError, TimeoutError):
                 return b""

@@ -90,7 +90,9 @@ def build_service(
     except ImportError as error:
         raise ConfigError(f"dualcaps serve needs {error.name}: pip install 'dualcaps[serve]'") from error
 
-    app = fastapi.FastAPI(title="dualcaps", description=about, lifespan=_lifespan, docs_url=None, redoc_url=None)
+    app = fastapi.FastAPI(
+        title="dualcaps", description=about, lifespan=lambda _: service.running(), docs_url=None, redoc_url=None
+    )
     app.state.service = service
 
     # FastAPI's caches keep these functions for the life of the process, so they must not refer to the network.
@@ -118,12 +120,6 @@ def build_service(
         return Response(request.app.state.service.metrics(), media_type="text/plain; version=0.0.4")
 
     return app
-
-
-@asynccontextmanager
-async def _lifespan(app: "fastapi.FastAPI") -> AsyncIterator[None]:
-    async with app.state.service.running():
-        yield
 
 
 class _Service:

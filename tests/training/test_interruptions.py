@@ -175,6 +175,33 @@ def test_a_diverging_loss_is_located_and_the_last_checkpoint_kept(
     assert len(resumed.history) == 4
 
 
+class Easy(Diverging):
+    """A network whose loss soon becomes tiny, and is an ordinary one again in a single step."""
+
+    def loss(self, *arguments: Any, **options: Any) -> torch.Tensor:
+        self.factor = 1.0 if self.steps + 1 == 18 else 1e-6
+        return super().loss(*arguments, **options)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends signals")
+@pytest.mark.parametrize("stop", [3, 7])
+def test_a_loss_explodes_by_comparison_with_the_start_of_the_training_not_of_the_resumption(
+    data: ImageDataset, tmp_path: Path, stop: int
+):
+    config, run = dataclasses.replace(TINY, ema=None), tmp_path / "run"
+    whole = fit(Easy(fresh(data), 4, 1.0), data, config, out=tmp_path / "whole", quiet=True)
+    with pytest.raises(KeyboardInterrupt):
+        fit(Easy(fresh(data), 4, 1.0), data, config, out=run, quiet=True, callbacks=[At(stop, send(signal.SIGINT))])
+    model = Easy(fresh(data), 4, 1.0)
+    model.steps = stop
+    resumed = fit(model, data, config, out=run, resume=True, quiet=True)
+    assert [line["loss"] for line in resumed.history] == [line["loss"] for line in whole.history]
+    (run / "checkpoint.safetensors").unlink()
+    longer = dataclasses.replace(config, epochs=5)
+    model.steps = 5  # so that the ordinary loss comes again
+    assert len(fit(model, data, longer, out=run, resume=True, quiet=True).history) == 5
+
+
 def test_weights_that_are_not_finite_are_never_kept(data: ImageDataset, tmp_path: Path):
     def spoil(state: TrainingState) -> None:
         with torch.no_grad():

@@ -25,7 +25,7 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -63,11 +63,13 @@ class Checkpoint(NamedTuple):
     history: the entries of `metrics.jsonl`, one dictionary per epoch.
     tensors: weights, optimiser state and, within an epoch, sums and random number generators by name.
     progress: within an epoch, "batches" done and "seconds" taken; otherwise None.
+    first_losses: of the training's first steps; empty in a checkpoint of an earlier version.
     """
 
     history: list[dict[str, Any]]
     tensors: "dict[str, Tensor]"
     progress: dict[str, Any] | None = None
+    first_losses: Sequence[float] = ()
 
 
 @dataclass(frozen=True)
@@ -343,7 +345,11 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Replace the run's checkpoint."""
     import safetensors.torch
 
-    written = {"history": json.dumps(checkpoint.history), "progress": json.dumps(checkpoint.progress)}
+    written = {
+        "history": json.dumps(checkpoint.history),
+        "progress": json.dumps(checkpoint.progress),
+        "first_losses": json.dumps(list(checkpoint.first_losses)),
+    }
     write_bytes(path / CHECKPOINT, safetensors.torch.save(checkpoint.tensors, written))
 
 
@@ -360,7 +366,8 @@ def read_checkpoint(path: Path) -> Checkpoint | None:
             progress = json.loads(opened.metadata().get("progress", "null"))
             if not _is_history(history) or not isinstance(progress, dict | None):
                 raise ValueError("its history is not that of successive epochs")
-            return Checkpoint(history, {name: opened.get_tensor(name) for name in opened.keys()}, progress)  # noqa: SIM118
+            first = [float(loss) for loss in json.loads(opened.metadata().get("first_losses", "[]"))]
+            return Checkpoint(history, {name: opened.get_tensor(name) for name in opened.keys()}, progress, first)  # noqa: SIM118
     except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
         raise RunError(f"{file}: damaged ({error}): remove it to train from the start") from error
 

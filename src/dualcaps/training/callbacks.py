@@ -66,6 +66,7 @@ class TrainingState:
         training_images: number of images per epoch.
         history: an entry for each finished epoch; the last is the present one in `on_epoch_end`.
         average: the exponential moving average of the weights, if one is kept.
+        first_losses: mean losses of the training's first steps.
         stop: set by a callback to the reason why to stop after this epoch.
         progress: of the present epoch; None between epochs.
         resumed: the checkpoint that the training was resumed from, if that was written within an epoch.
@@ -84,6 +85,7 @@ class TrainingState:
     training_images: int
     history: list[dict[str, Any]] = field(default_factory=list)
     average: AveragedModel | None = None
+    first_losses: list[float] = field(default_factory=list)
     stop: str = ""
     progress: EpochProgress | None = None
     resumed: runs.Checkpoint | None = None
@@ -210,7 +212,7 @@ class Checkpoint(Callback):
             tensors |= {"progress.generator": now.generator.get_state(), "progress.cpu": torch.get_rng_state()}
             if now.generator.device.type == "cuda":
                 tensors["progress.cuda"] = torch.cuda.get_rng_state(now.generator.device)
-        runs.write_checkpoint(state.run, runs.Checkpoint(state.history, tensors, progress))
+        runs.write_checkpoint(state.run, runs.Checkpoint(state.history, tensors, progress, state.first_losses))
         return True
 
     def on_epoch_end(self, state: TrainingState) -> None:
@@ -273,7 +275,7 @@ def _load(state: TrainingState, checkpoint: runs.Checkpoint) -> None:
             if tensor.shape == parameters[number].shape:  # fused optimizers pair weights and state in memory order
                 entry[name] = torch.empty_like(parameters[number], requires_grad=False).copy_(tensor)
     state.optimizer.load_state_dict(state.optimizer.state_dict() | {"state": entries})
-    state.history[:] = checkpoint.history
+    state.history[:], state.first_losses[:] = checkpoint.history, checkpoint.first_losses
     if checkpoint.progress is not None:
         state.resumed = checkpoint._replace(tensors=groups["progress"])
     if state.history:

@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dualcaps.config import TrainConfig
 from dualcaps.data.batches import epoch_seed, places_of_batch
 from dualcaps.data.dataset import ImageSplit
 from dualcaps.errors import ConfigError
+from dualcaps.training.callbacks import TrainingState
 
 _CHECKED_AT_ONCE = 50  # losses on a GPU, which the host does not wait for in between
 _FIRST = 10  # steps whose mean loss an exploding one is compared with
@@ -22,15 +22,16 @@ class LossWatch:
     """Checks the loss of each step; on a GPU of many steps at once.
 
     Args:
-        device: that is trained on.
+        state: of the training; the losses of its first steps are kept there, so that they count after a resumption.
         training: the training images.
-        config: the complete training options.
     """
 
-    def __init__(self, device: torch.device, training: ImageSplit, config: TrainConfig) -> None:
-        self._device, self._training, self._config = device, training, config
+    def __init__(self, state: TrainingState, training: ImageSplit) -> None:
+        self._device, self._training, self._config = state.team.device, training, state.config
         self._waiting: list[tuple[Tensor, int, int]] = []
-        self._first: list[float] = []
+        self._first = state.first_losses
+        if state.history and not self._first:  # resumed without a checkpoint, or from one of an earlier version
+            self._first += [state.history[0]["loss"]] * _FIRST
 
     def add(self, loss: Float[Tensor, ""], epoch: int, number: int) -> None:
         """Check a step's loss now or later.

@@ -212,7 +212,7 @@ def fit(
             callback.on_start(state)
         state.stop = team.lead(lambda: state.stop)
         stop_request = stack.enter_context(noted_signals())
-        losses = LossWatch(device, training, config)
+        losses = LossWatch(state, training)
         for epoch in range(len(state.history) + 1, config.epochs + 1):
             if state.stop:
                 display.log(f"stopped after epoch {epoch - 1}: {state.stop}")
@@ -350,11 +350,12 @@ def _load_state(state: TrainingState, existing: Run | None) -> None:
         if team.size == 1:
             return None
         loaded = state.model.state_dict(), state.optimizer.state_dict(), average and average.state_dict()
-        return (*tree_map_only(torch.Tensor, torch.Tensor.cpu, loaded), state.history, state.resumed)
+        kept = state.history, state.first_losses, state.resumed
+        return (*tree_map_only(torch.Tensor, torch.Tensor.cpu, loaded), *kept)
 
     found = team.lead(load)
     if found is not None and not team.leads:
-        weights, optimizer, averages, state.history[:], state.resumed = found
+        weights, optimizer, averages, state.history[:], state.first_losses[:], state.resumed = found
         state.model.load_state_dict(weights)
         state.optimizer.load_state_dict(optimizer)
         if average is not None:

@@ -11,6 +11,7 @@ ROOT = Path(dualcaps.__file__).parent
 # Each package or module, lowest first, may import those above it in this list; docs/architecture.md says why.
 LAYERS = [
     "errors",
+    "signals",
     "config",
     "registry",
     "routing",

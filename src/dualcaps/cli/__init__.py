@@ -9,11 +9,9 @@ import io
 import os
 import re
 import shlex
-import signal
 import sys
-import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, NoReturn, Protocol
@@ -36,6 +34,7 @@ from dualcaps.cli.serve import Serve
 from dualcaps.cli.train import Train
 from dualcaps.errors import DualcapsError, Terminated, describe_os_error
 from dualcaps.registry import load_plugin
+from dualcaps.signals import sigterm_as_exception
 from dualcaps.threads import prepare_threads
 
 _Command = (
@@ -98,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _print_warnings_as_notes()
         try:
             try:
-                with _sigterm_as_exception():
+                with sigterm_as_exception():
                     _run(given)
             finally:
                 sys.stdout.flush()
@@ -119,23 +118,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             ended, code = ("terminated", 143) if isinstance(stop, Terminated) else ("interrupted", 130)
             print(f"dualcaps: {ended}{_how_to_continue(given)}", file=sys.stderr)
             sys.exit(code)
-
-
-@contextlib.contextmanager
-def _sigterm_as_exception() -> Iterator[None]:
-    """Raise `Terminated` on SIGTERM, so that files are left whole and the user is told."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(*_: object) -> None:
-        raise Terminated
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
 def _run(arguments: Sequence[str]) -> None:

@@ -26,6 +26,7 @@ from dualcaps.registry import loaded_plugins
 from dualcaps.runs import run as runs
 from dualcaps.runs.files import remove_drafts, remove_empty, write_json
 from dualcaps.runs.run import Run
+from dualcaps.signals import noted_signals
 from dualcaps.training.callbacks import (
     Callback,
     Checkpoint,
@@ -41,7 +42,6 @@ from dualcaps.training.callbacks import (
 from dualcaps.training.determinism import deterministic
 from dualcaps.training.divergence import LossWatch
 from dualcaps.training.optimizers import build_optimizer, build_schedule, class_weights, default_learning_rate
-from dualcaps.training.signals import noted_signals
 from dualcaps.training.step import TrainingStep
 from dualcaps.training.team import joined
 

@@ -1,0 +1,61 @@
+"""SIGINT and SIGTERM: as exceptions, or noted so that a training's step is finished before the program ends."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+
+from dualcaps.errors import Terminated
+
+
+class StopRequest:
+    """The first SIGINT or SIGTERM received, if any."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+
+    def __bool__(self) -> bool:
+        return self.received is not None
+
+    def exception(self) -> KeyboardInterrupt:
+        """What the signal would have raised at once."""
+        return Terminated() if self.received == signal.SIGTERM else KeyboardInterrupt()
+
+
+@contextlib.contextmanager
+def noted_signals() -> Iterator[StopRequest]:
+    """Note SIGINT and SIGTERM instead of interrupting; a second one interrupts at once."""
+    request = StopRequest()
+
+    def note(number: int, _: object) -> None:
+        if request:
+            raise request.exception()
+        request.received = number
+
+    with _handled(note, signal.SIGINT, signal.SIGTERM):
+        yield request
+
+
+@contextlib.contextmanager
+def sigterm_as_exception() -> Iterator[None]:
+    """Raise `Terminated` on SIGTERM, so that files are left whole and the user is told."""
+
+    def stop(*_: object) -> None:
+        raise Terminated
+
+    with _handled(stop, signal.SIGTERM):
+        yield
+
+
+@contextlib.contextmanager
+def _handled(handler: Callable[[int, object], None], *signals: int) -> Iterator[None]:
+    """Handle signals; outside the main thread, where Python receives none, nothing is changed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in signals}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, signal.SIG_DFL if earlier is None else earlier)

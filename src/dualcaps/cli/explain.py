@@ -91,12 +91,15 @@ class Explain:
 
         opened = Run.open(self.trained)
         model = load_model(opened, self.device)
-        split, _, notes = evaluation_split(opened, model, *self.images[:1], data_dir=self.data_dir)
-        print_notes(notes)
-        if (self.probe or self.poses) and not self.images and _few_viewpoints(split):
+        if (self.probe or self.poses) and not self.images:
             data = run_data(opened, data_dir=self.data_dir)
-            split = data.train + data.validation + data.test
-            print_notes(["the test images are few: all images of the data set are used"])
+            split, notes = data.test, data.notes
+            if _few_viewpoints(split):
+                split = data.train + data.validation + data.test
+                notes = (*notes, "the test images are few: all images of the data set are used")
+        else:
+            split, _, notes = evaluation_split(opened, model, *self.images[:1], data_dir=self.data_dir)
+        print_notes(notes)
         if self.score:
             self._print_scores(model, split)
         elif self.probe:

@@ -22,7 +22,6 @@ from dualcaps.data.splits import stratified_split
 from dualcaps.errors import DataError
 
 _HASHED_AT_ONCE = 4096  # images
-_FILE = ""  # the key of files beside attributes while they are split
 
 
 @dataclass(frozen=True)
@@ -391,25 +390,28 @@ def split_arrays(
     Raises:
         DataError: a class with too few images.
     """
-    parts = dict(parts)
-    known: dict[str, dict[str, np.ndarray]] = {part: dict((attributes or {}).get(part, {})) for part in parts}
-    if files is not None:
-        for part in parts:
-            known[part][_FILE] = np.array(files[part], object)
+    given = {part: (part, np.arange(len(labels))) for part, (_, labels) in parts.items()}
     for part, fraction in (("test", config.test), ("validation", config.validation)):
         if part not in parts and fraction is not None:
-            images, labels = parts["train"]
+            places = given["train"][1]
+            labels = parts["train"][1][places]
             try:
                 chosen = stratified_split(labels[::together], fraction, config.split_seed, classes)
             except DataError as error:
                 raise DataError(f"{config.source or name}: {error}") from error
-            kept, held = ((which[:, None] * together + np.arange(together)).ravel() for which in chosen)
-            parts["train"], parts[part] = ((select_pixels(images, which), labels[which]) for which in (kept, held))
-            all_known = known["train"]
-            known["train"], known[part] = (
-                {name: values[which] for name, values in all_known.items()} for which in (kept, held)
-            )
-    splits = {part: to_split(*parts[part], classes, **_split(known[part])) for part in ("train", "validation", "test")}
+            for half, which in zip(("train", part), chosen, strict=True):
+                given[half] = ("train", places[(which[:, None] * together + np.arange(together)).ravel()])
+
+    def split(part: str) -> ImageSplit:
+        source, places = given[part]
+        images, labels = parts[source]
+        own_files = None if files is None else tuple(files[source][place] for place in places.tolist())
+        own_attributes = {key: values[places] for key, values in (attributes or {}).get(source, {}).items()}
+        whole = np.array_equal(places, np.arange(len(images)))
+        chosen = images if whole else select_pixels(images, places)
+        return to_split(chosen, labels[places], classes, own_files, own_attributes)
+
+    splits = {part: split(part) for part in ("train", "validation", "test")}
     return ImageDataset(
         name,
         **splits,
@@ -437,12 +439,6 @@ def to_split(
     """Convert arrays to a split; tensors share memory with contiguous, writable arrays."""
     writable = torch.from_numpy(np.require(images, requirements=["C", "W"]))
     return ImageSplit(writable, torch.from_numpy(np.asarray(labels, np.int64)), classes, files, attributes or {})
-
-
-def _split(known: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Files and attributes of a part, as `to_split` takes them."""
-    files = known.pop(_FILE, None)
-    return {"files": None if files is None else tuple(files), "attributes": known}
 
 
 def _describe(value: Any) -> str:

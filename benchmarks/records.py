@@ -9,7 +9,6 @@ folder holds besides weights, so that runs that were finished on other machines 
 """
 
 import argparse
-import csv
 import datetime
 import json
 import shlex
@@ -17,7 +16,7 @@ import shutil
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from common import ROOT, in_half_precision
 from safetensors.torch import save_file
 
 from dualcaps import evaluate, load_data, load_model
-from dualcaps.runs.files import new_folder, write_json
+from dualcaps.runs.files import new_folder, write_csv, write_json
 from dualcaps.runs.run import CONFIG, METRICS, PROVENANCE, RESULT, Run
 
 WITHOUT_LOSSY = "without-lossy.json"
@@ -121,7 +120,7 @@ def write(data: str, folder: Path) -> None:
         *([f"Files: {card.copy}.", ""] if card.copy else []),
         f"Best capsule network known {card.known} %, aim {card.goal} %. All training images, last epoch kept.",
         "",
-        "| network | test accuracy, % | of each seed | parameters | minutes a run |",
+        "| network | test accuracy, % | of each seed | parameters | minutes a run, beside other programs |",
         "| --- | ---: | --- | ---: | ---: |",
     ]
     for name, opened in found.items():
@@ -139,15 +138,20 @@ def write(data: str, folder: Path) -> None:
     lines += ["", "Trained with", "", "    dualcaps " + shlex.join(command(data, "NETWORK", 0)), "", "on", ""]
     lines += [f"- {session}" for session in sorted(sessions)]
     (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    with (folder / "log.csv").open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["network", "seed", "epoch", "loss", "train_accuracy", "test_accuracy", "seconds"])
-        for name, opened in found.items():
-            for run in opened:
-                for line in run.history:
-                    accuracies = (f"{line[part]:.4f}" for part in ("loss", "train_accuracy", "test_accuracy"))
-                    writer.writerow([name, run.training.seed, line["epoch"], *accuracies, f"{line['seconds']:.1f}"])
+    columns = ["network", "seed", "epoch", "loss", "train_accuracy", "test_accuracy", "seconds"]
+    write_csv(
+        folder / "log.csv",
+        columns,
+        (row for name, opened in found.items() for run in opened for row in _log(name, run)),
+    )
     print(f"{folder}: {', '.join(f'{name} {len(opened)}' for name, opened in found.items())}")
+
+
+def _log(name: str, run: Run) -> Iterator[list[object]]:
+    """A row for each epoch of a run."""
+    for line in run.history:
+        accuracies = (f"{line[part]:.4f}" for part in ("loss", "train_accuracy", "test_accuracy"))
+        yield [name, run.training.seed, line["epoch"], *accuracies, f"{line['seconds']:.1f}"]
 
 
 def _mean(values: Sequence[float]) -> str:

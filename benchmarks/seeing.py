@@ -9,8 +9,6 @@ interval by Student's t.
 """
 
 import argparse
-import csv
-import io
 import math
 import statistics
 import subprocess
@@ -38,7 +36,7 @@ from dualcaps.models import Intermediates
 from dualcaps.nn import to_unit_range
 from dualcaps.plots import image_rows, png
 from dualcaps.robustness.attacks import fgsm, pgd
-from dualcaps.runs.files import write_bytes
+from dualcaps.runs.files import write_bytes, write_csv
 from dualcaps.runs.run import Run
 
 NETWORKS = {
@@ -284,10 +282,8 @@ def summarise(measured: Measured) -> list[list[str]]:
 
 def write(file: Path, heading: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Write a table."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([heading, *rows])
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(file, text.getvalue().encode())
+    write_csv(file, heading, rows)
     print(file, flush=True)
 
 

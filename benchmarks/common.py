@@ -28,7 +28,7 @@ from PIL import Image
 
 from dualcaps import ImageSplit, Network
 from dualcaps.bench import Timing, interleave, matrix_rate, our_training
-from dualcaps.inference import Precision, choose_device
+from dualcaps.inference import Precision, choose_device, choose_precision
 from dualcaps.runs.run import environment as machine_and_versions
 
 ROOT = Path(__file__).parents[1]
@@ -36,6 +36,11 @@ FIELDS = (
     *("benchmark", "case", "candidate", "measure", "value", "unit", "slowest", "fastest", "n"),
     *("date", "commit", "machine", "versions"),
 )
+
+
+def usual_precision(device: torch.device) -> Precision:
+    """What `dualcaps` computes in by default; float32 where oneDNN is held to AVX2 to imitate another machine."""
+    return "float32" if os.environ.get("ONEDNN_MAX_CPU_ISA") == "AVX2" else choose_precision("auto", device)
 
 
 def parse(description: str) -> argparse.Namespace:

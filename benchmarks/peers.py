@@ -5,6 +5,10 @@ its own, which trains when asked to. Rounds are interleaved: each candidate trai
 have the same weights and must answer alike before any is timed. The network is the example's: no
 attention, no decoder, logits replaced in each iteration, margin loss, Adam, batch 128. The example
 computes in float32; Keras's mixed_bfloat16 and its jit_compile are measured too, where a backend gains by them.
+
+A machine with AVX2 alone is imitated, in float32, by
+
+    ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 XLA_FLAGS=--xla_cpu_max_isa=AVX2 python benchmarks/peers.py
 """
 
 import json
@@ -17,11 +21,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import Results, environment, parse, place
+from common import Results, environment, parse, place, usual_precision
 
 from dualcaps import create_model, predict
 from dualcaps.bench import ParityError, Timing, check_parity, our_training, plain_training, random_split
-from dualcaps.inference import choose_precision
 
 PACKAGES = {"tensorflow": "tensorflow-cpu", "torch": "torch", "jax": "jax[cpu]"}
 SHAPES = {"32x32x3": (3, 32, 32), "28x28x1": (1, 28, 28)}
@@ -83,11 +86,12 @@ def main() -> None:
     """Measure both image shapes."""
     options = parse(__doc__ or "")
     device = place("cpu")
+    precision = usual_precision(device)
+    candidates = [peer for peer in PEERS if precision == "bfloat16" or peer[1].endswith("float32")]
     results = None
     for text, shape in SHAPES.items():
         torch.manual_seed(0)
         model = create_model("capsnet", shape, decoder=False, update="replace").place(device)
-        precision = choose_precision("auto", device)
         for number_type in ("float32", precision):
             check_parity(model, device, number_type)
         part = random_split(shape, STEPS * BATCH, device)
@@ -95,7 +99,7 @@ def main() -> None:
             weights = Path(folder, "weights.npz")
             images = part.images[:64].permute(0, 2, 3, 1).numpy()
             np.savez(weights, images=images, **{name: w.numpy() for name, w in model.state_dict().items()})
-            peers = {(backend, policy): Peer(backend, policy, weights, shape) for backend, policy in PEERS}
+            peers = {(backend, policy): Peer(backend, policy, weights, shape) for backend, policy in candidates}
             expected = predict(model, part.images[:64]).numpy()
         for (backend, policy), peer in peers.items():
             apart = np.abs(np.array(peer.about["lengths"]) - expected).max()
@@ -130,6 +134,8 @@ def main() -> None:
             results.add_timing(case, name, "speed", timing, "images/s")
         for mine, policy in dict.fromkeys(((in_float32, "float32"), (ours_name, "float32"), (ours_name, "bfloat16"))):
             alike = [name for name in timings if name.startswith("keras") and name.endswith(policy)]
+            if not alike:
+                continue
             best = max(alike, key=lambda name: timings[name].rate)
             pairs = [theirs / own for theirs, own in zip(seconds[best], seconds[mine], strict=True)]
             results.add_median(case, f"{mine} / {best}", "ratio", pairs, "times")

@@ -1,7 +1,7 @@
 """Training speed and memory: ours against plain PyTorch, and how near the matrix rate it comes."""
 
 import torch
-from common import Results, add_share, in_fresh_process, parse, place, time_training
+from common import Results, add_share, in_fresh_process, parse, place, time_training, usual_precision
 
 from dualcaps import create_model
 from dualcaps.bench import (
@@ -11,7 +11,6 @@ from dualcaps.bench import (
     plain_training,
     random_split,
 )
-from dualcaps.inference import choose_precision
 
 NETWORKS = (("capsnet", False), ("da-capsnet", True))
 
@@ -30,7 +29,7 @@ def main() -> None:
 def _measure(
     results: Results, device: torch.device, network: str, decoder: bool, text: str, batch: int, rounds: int
 ) -> None:
-    precision = choose_precision("auto", device)
+    precision = usual_precision(device)
     torch.manual_seed(0)
     model = create_model(network, SHAPES[text], decoder=decoder)
     for number_type in ("float32", precision):

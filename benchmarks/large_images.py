@@ -5,7 +5,7 @@
 The photographs are those of `photographs.py`. A training reads the files, augments them and trains by the recipe
 `photos`; its rate is that of the last of its epochs. The network's own rate is that of training steps on random images
 in memory, without augmentation. The two take turns. Memory is what the process holds beside mapped files, at its
-highest, when it trains on a quarter of the photographs and on all.
+highest, when it trains on a quarter of the photographs, on all, and once on two and a half times as many.
 """
 
 import argparse
@@ -44,8 +44,9 @@ def main() -> None:
     if options.own:
         print(own_rate(Run.open(options.own)))
         return
-    all_photographs, some = options.folder / "all", options.folder / "some"
-    for folder, count in ((all_photographs, options.photographs), (some, options.photographs // 4)):
+    all_photographs, some, many = (options.folder / name for name in ("all", "some", "many"))
+    counts = {all_photographs: options.photographs, some: options.photographs // 4, many: options.photographs * 5 // 2}
+    for folder, count in counts.items():
         if not folder.is_dir():
             make_photographs(folder, count)
     results = Results("large-images", options.out, CPU)
@@ -61,8 +62,9 @@ def main() -> None:
     shares = [100 * rate / own for rate, own in zip(trained, alone, strict=True)]
     results.add_median(case, "of the network alone", "share", shares, "%")
     few = [train(some, options.folder / "run")[1] for _ in range(options.rounds)]
-    for count, values in ((options.photographs // 4, few), (options.photographs, held)):
-        results.add_median(case, f"{count:,} photographs", "peak memory", values, "MB")
+    for folder, values in ((some, few), (all_photographs, held)):
+        results.add_median(case, f"{counts[folder]:,} photographs", "peak memory", values, "MB")
+    results.add(case, f"{counts[many]:,} photographs", "peak memory", train(many, options.folder / "run")[1], "MB")
 
 
 def train(photographs: Path, run: Path) -> tuple[float, float]:

@@ -7,6 +7,11 @@ as a JPEG file of 200 to 2,000 pixels a side. The made set is the same on every 
 
 The plain networks are trained on the same pixels and the same split, for at least as long as `dualcaps train` took,
 at 32x32 and at the size that it chose: a BatchNorm CNN of 15 lines with Adam, and the packaged `cnn`.
+
+    python benchmarks/photographs.py --controls resnet-r capsnet-r da-capsnet-r
+
+trains by the recipe `photos` at the size and for the epochs that it chose, on as many seeds as wanted, and tells what
+the network is worth beside the recipe. Stopped trainings are resumed.
 Needs DUALCAPS_DATA with fashion-mnist and coil-20.
 """
 
@@ -16,6 +21,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +46,7 @@ from dualcaps import (
 from dualcaps.inference import choose_device, evaluate_run
 from dualcaps.runs.run import Run
 
+CHOSEN_SIZE, CHOSEN_EPOCHS = 128, 93  # by `dualcaps train photos/` when it was measured
 COUNT, OBJECTS = 3_000, {"duck": "object 1", "cat": "object 4"}
 
 
@@ -133,41 +140,55 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "photographs-runs")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "benchmarks")
     parser.add_argument("--only-make", action="store_true")
+    parser.add_argument("--controls", nargs="+", metavar="NETWORK")
+    parser.add_argument("--seeds", type=int, default=1)
     options = parser.parse_args()
     if not options.photos.is_dir():
         make_photographs(options.photos)
     if options.only_make:
         return
+    if options.controls:
+        train_controls(
+            options.controls, options.seeds, options.photos, options.runs.with_name("photographs-controls"), options.out
+        )
+        return
     shutil.rmtree(options.runs, ignore_errors=True)
     results = Results("photographs", options.out, choose_device("auto"))
-
-    def add(candidate: str, evaluation: Evaluation, run: Run, seconds: float) -> None:
-        low, high = (100 * bound for bound in evaluation.interval)
-        case = f"{run.training.epochs} epochs, {seconds / 60:.1f} minutes"
-        results.add(
-            case,
-            candidate,
-            "test accuracy",
-            100 * evaluation.accuracy,
-            "%",
-            slowest=low,
-            fastest=high,
-            n=len(evaluation.labels),
-        )
-
     started = time.perf_counter()
     command = [sys.executable, "-m", "dualcaps", "train", str(options.photos), "--out", str(options.runs / "default")]
     subprocess.run(command, check=True)
     seconds = time.perf_counter() - started
     found, run = evaluate_run(options.runs / "default"), Run.open(options.runs / "default")
     size = run.model.image_shape[-1]
-    add(f"dualcaps train photos/ ({run.model.name}, {size}x{size})", found.evaluation, run, seconds)
+    add(results, f"dualcaps train photos/ ({run.model.name}, {size}x{size})", found.evaluation, run, seconds)
     for side in dict.fromkeys((32, size)):
         data = load_data(options.photos, image_size=(side, side))
         for name in ("batchnorm-cnn", "cnn"):
             evaluation, result = train_for(name, data, seconds, options.runs)
             trained = sum(line["seconds"] for line in result.history)
-            add(f"{name}, {side}x{side}", evaluation, Run.open(result.run), trained)
+            add(results, f"{name}, {side}x{side}", evaluation, Run.open(result.run), trained)
+
+
+def train_controls(networks: Sequence[str], seeds: int, photos: Path, runs: Path, out: Path) -> None:
+    """Train networks by the recipe that `dualcaps train photos/` takes; compare them on the test images."""
+    results = Results("photographs-controls", out, choose_device("auto"))
+    for seed in range(seeds):
+        for name in networks:
+            folder = runs / f"{name}-seed{seed}"
+            command = [sys.executable, "-m", "dualcaps", "train", str(photos), "--recipe", "photos", "--model", name]
+            command += ["--image-size", str(CHOSEN_SIZE), str(CHOSEN_SIZE), "--epochs", str(CHOSEN_EPOCHS)]
+            subprocess.run([*command, "--seed", str(seed), "--out", str(folder), "--resume"], check=True)
+            run = Run.open(folder)
+            seconds = sum(line["seconds"] for line in run.history)
+            add(results, f"{name}, seed {seed}", evaluate_run(folder).evaluation, run, seconds)
+
+
+def add(results: Results, candidate: str, evaluation: Evaluation, run: Run, seconds: float) -> None:
+    """Add a network's test accuracy with its interval."""
+    low, high = (100 * bound for bound in evaluation.interval)
+    case = f"{run.training.epochs} epochs, {seconds / 60:.1f} minutes"
+    accuracy = 100 * evaluation.accuracy
+    results.add(case, candidate, "test accuracy", accuracy, "%", slowest=low, fastest=high, n=len(evaluation.labels))
 
 
 if __name__ == "__main__":

@@ -176,6 +176,7 @@ def train_controls(networks: Sequence[str], seeds: int, photos: Path, runs: Path
         for name in networks:
             folder = runs / f"{name}-seed{seed}"
             command = [sys.executable, "-m", "dualcaps", "train", str(photos), "--recipe", "photos", "--model", name]
+            command += ["--width", "32", "--options", "grid=1"]  # the recipe's for its own network
             command += ["--image-size", str(CHOSEN_SIZE), str(CHOSEN_SIZE), "--epochs", str(CHOSEN_EPOCHS)]
             subprocess.run([*command, "--seed", str(seed), "--out", str(folder), "--resume"], check=True)
             run = Run.open(folder)

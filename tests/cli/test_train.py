@@ -410,3 +410,18 @@ def test_killed_at_random_moments_of_training_it_resumes_to_the_same_weights(sha
     assert start(run).wait(timeout=300) == 0
     whole, killed = (safetensors.torch.load_file(path / "model.safetensors") for path in (tmp_path / "whole", run))
     assert all(torch.equal(whole[name], killed[name]) for name in whole)
+
+
+def test_photos_has_a_learning_rate_for_networks_that_end_in_a_softmax(
+    run_cli: Callable, shapes_folder: Path, tmp_path: Path
+):
+    how = ("--recipe", "photos", "--epochs", 1, "--device", "cpu", "--width", 4, "--image-size", 12, 12)
+    for name, model, rate in (
+        ("capsules", ("--model", "capsnet-r"), 0.15),
+        ("softmax", ("--model", "resnet-r"), 0.025),
+        ("asked", ("--model", "resnet-r", "--lr", 0.15), 0.15),
+    ):
+        run = tmp_path / name
+        said = run_cli("train", shapes_folder, *how, *model, "--out", run)
+        assert ("as resnet-r ends in a softmax" in said.err) == (name == "softmax")
+        assert Run.open(run).training.lr == rate

@@ -65,7 +65,7 @@ class Train:
         from dualcaps.data.load import complete_config, load_data
         from dualcaps.models import configure, create_model
         from dualcaps.training.fit import fit
-        from dualcaps.training.recipes import default_recipe, recipe
+        from dualcaps.training.recipes import SOFTMAX_RATE, default_recipe, recipe
 
         callbacks = _loggers(self.logger)
         options = complete_config(**vars(self.data))
@@ -88,6 +88,9 @@ class Train:
         print_notes(data.notes)
         torch.manual_seed(config.seed)
         model = create_model(name, data.image_shape, len(data.classes), **switches)
+        if recipe_name == "photos" and model.softmax and "lr" not in given and config.lr == chosen.training.lr:
+            config = dataclasses.replace(config, lr=SOFTMAX_RATE)
+            print_notes([f"recipe photos: learning rate {SOFTMAX_RATE}, as {name} ends in a softmax"])
         result = fit(model, data, config, out=self.out, resume=self.resume, callbacks=callbacks)
         evaluated_on = "validation" if config.protocol == "clean" else "test"
         epochs = len(result.history)

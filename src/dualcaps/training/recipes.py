@@ -120,6 +120,9 @@ PHOTO_SIDES = (64, 96, 128, 160, 192, 224)
 PRETRAINED_RATE = 0.02
 """Learning rate of `photos` with a pretrained trunk, whose weights a higher rate would destroy."""
 
+SOFTMAX_RATE = 0.025
+"""Learning rate of `photos` for networks that end in a softmax: 0.1 in batches of 128, in proportion to the batch."""
+
 _BATCH_SIZE, _TIMED_STEPS = 128, 4
 
 

@@ -29,6 +29,8 @@ from PIL import Image
 from dualcaps import ImageSplit, Network
 from dualcaps.bench import Timing, interleave, matrix_rate, our_training
 from dualcaps.inference import Precision, choose_device, choose_precision
+from dualcaps.runs.files import write_csv
+from dualcaps.runs.run import Run
 from dualcaps.runs.run import environment as machine_and_versions
 
 ROOT = Path(__file__).parents[1]
@@ -36,6 +38,7 @@ FIELDS = (
     *("benchmark", "case", "candidate", "measure", "value", "unit", "slowest", "fastest", "n"),
     *("date", "commit", "machine", "versions"),
 )
+Row = dict[str, str]
 
 
 def usual_precision(device: torch.device) -> Precision:
@@ -117,6 +120,47 @@ class Results:
 
 def _text(number: float | None) -> str:
     return "" if number is None else f"{number:.6g}"
+
+
+def read_rows(file: Path) -> list[Row]:
+    """The rows of a CSV file; none where it does not exist."""
+    if not file.exists():
+        return []
+    with file.open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def write_rows(file: Path, rows: Sequence[Row]) -> None:
+    """Write rows as a CSV file."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_csv(file, list(rows[0]), (row.values() for row in rows))
+    print(file, flush=True)
+
+
+def train_run(arguments: Sequence[str], folder: Path) -> Run:
+    """Run `dualcaps` with these arguments, or go on with what stopped in the folder; returns the finished run."""
+    subprocess.run([sys.executable, "-m", "dualcaps", *arguments, "--out", str(folder), "--resume"], check=True)
+    return Run.open(folder)
+
+
+def session_cells(run: Run) -> Row:
+    """With what a run was made."""
+    assert run.result is not None
+    session = run.provenance["sessions"][0]
+    return {
+        "images_sha256": run.provenance["data"]["sha256"],
+        "precision": run.result["precision"],
+        "processor": session["processor"],
+        "threads": str(session["threads"]),
+        "torch": session["versions"]["torch"],
+        "commits": " ".join(sorted({str(one["commit"]) for one in run.provenance["sessions"]})),
+    }
+
+
+def mean_and_spread(values: Sequence[float]) -> str:
+    """Mean, standard deviation and number of some values."""
+    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}{spread} (n = {len(values)})"
 
 
 def time_training(

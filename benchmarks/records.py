@@ -14,13 +14,11 @@ import json
 import shlex
 import shutil
 import statistics
-import subprocess
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from common import ROOT, in_half_precision
+from common import ROOT, in_half_precision, mean_and_spread, train_run
 from safetensors.torch import save_file
 
 from dualcaps import evaluate, load_data, load_model
@@ -91,9 +89,7 @@ def main() -> None:
             if (folder / "runs" / name).is_dir():
                 continue
             run = options.runs / options.data / name
-            arguments = [*command(options.data, network, seed), "--out", str(run), "--resume"]
-            subprocess.run([sys.executable, "-m", "dualcaps", *arguments], check=True)
-            keep(Run.open(run), options.data, folder)
+            keep(train_run(command(options.data, network, seed), run), options.data, folder)
             write(options.data, folder)
 
 
@@ -127,13 +123,13 @@ def write(data: str, folder: Path) -> None:
         accuracies = [100 * run.result["test_accuracy"] for run in opened if run.result]
         minutes = statistics.mean(run.result["training_seconds"] / 60 for run in opened if run.result)
         assert opened[0].result is not None
-        cells = (name, _mean(accuracies), ", ".join(f"{a:.2f}" for a in accuracies))
+        cells = (name, mean_and_spread(accuracies), ", ".join(f"{a:.2f}" for a in accuracies))
         lines.append(f"| {' | '.join(cells)} | {opened[0].result['parameters']:,} | {minutes:.0f} |")
     if data == "cifar-10":
         lines += ["", "Without the test images that come from a JPEG copy:", ""]
         for name, opened in found.items():
             texts = [(run.path / WITHOUT_LOSSY).read_text(encoding="utf-8") for run in opened]
-            lines.append(f"- {name}: {_mean([100 * json.loads(text)['test_accuracy'] for text in texts])} %")
+            lines.append(f"- {name}: {mean_and_spread([100 * json.loads(text)['test_accuracy'] for text in texts])} %")
     sessions = {_session(run) for opened in found.values() for run in opened}
     lines += ["", "Trained with", "", "    dualcaps " + shlex.join(command(data, "NETWORK", 0)), "", "on", ""]
     lines += [f"- {session}" for session in sorted(sessions)]
@@ -152,11 +148,6 @@ def _log(name: str, run: Run) -> Iterator[list[object]]:
     for line in run.history:
         accuracies = (f"{line[part]:.4f}" for part in ("loss", "train_accuracy", "test_accuracy"))
         yield [name, run.training.seed, line["epoch"], *accuracies, f"{line['seconds']:.1f}"]
-
-
-def _mean(values: Sequence[float]) -> str:
-    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.2f}{spread} (n = {len(values)})"
 
 
 def _without_lossy(run: Run) -> float:

@@ -142,8 +142,9 @@ class DataConfig:
         test: The part of all images held out if there is no test part; by default a tenth for coil-20 and a
             fifth for others.
         split_seed: Seed of the choice of held-out images.
-        split: How test images are chosen: smallnorb official, azimuth, elevation (other toys from viewpoints not
-            trained on); coil-20 random, views (a quarter turn of each object).
+        split: How test images are chosen: smallnorb official (other toys), random (half of all pairs, the same toys),
+            azimuth, elevation (other toys from viewpoints not trained on); coil-20 random, views (a quarter turn of
+            each object).
         camera: smallnorb: the camera, by default the left; both takes the two pictures of a pair as two images, stereo
             as two channels of one.
         objects: coil-20: number of objects, by default the first 10.

@@ -1,6 +1,7 @@
 """Each data set of the paper, in each form it is distributed in, from small files of the same layout."""
 
 import gzip
+from collections import Counter
 from pathlib import Path
 
 import corpus
@@ -132,6 +133,24 @@ def test_novel_viewpoints_of_smallnorb(tmp_path: Path):
     kept = np.isin(np.arange(810)[::-1] // 45 * 2, (0, 2, 4, 30, 32, 34), invert=True)
     assert np.abs(azimuth.test.images[:, 0].numpy() - by_area(pairs[::-1, 0][kept])).max() < 0.7
     assert azimuth.test.attributes["azimuth"].tolist() == (np.arange(810)[::-1] // 45 * 20)[kept].tolist()
+
+
+def test_smallnorb_by_chance_has_every_toy_in_both_parts(tmp_path: Path):
+    files, _ = norb_files(packed=False)
+    root = put(tmp_path / "smallnorb", files)
+    stereo = load_data("smallnorb", data_dir=root, camera="stereo", split="random")
+    # The files' two parts hold the same pictures, so that a picture is drawn for the test never, once or twice.
+    drawn = Counter(bytes(image.numpy()) for part in (stereo.train, stereo.validation) for image in part.images)
+    tested = Counter(bytes(image.numpy()) for image in stereo.test.images)
+    assert len(stereo.test) == 810
+    assert set((drawn + tested).values()) == {2}
+    assert 540 < len(tested) < 680
+    # The viewpoints move with the pictures, and both cameras' pictures of a pair stay together.
+    both = load_data("smallnorb", data_dir=root, camera="both", split="random")
+    assert torch.equal(both.test.images[::2], stereo.test.images[:, :1].expand(-1, 3, -1, -1))
+    assert both.test.attributes["azimuth"][::2].tolist() == stereo.test.attributes["azimuth"].tolist()
+    other = load_data("smallnorb", data_dir=root, camera="stereo", split="random", split_seed=1)
+    assert not torch.equal(other.test.labels, stereo.test.labels)
 
 
 def test_viewpoints_of_smallnorb_belong_to_their_images(tmp_path: Path):

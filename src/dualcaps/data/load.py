@@ -466,7 +466,7 @@ def _named_source(card: DataSet, config: DataConfig, download: bool) -> tuple[So
         "image_size": wanted.image_size,
         "grey": config.channels == 1,
         "split": config.split,
-        "split_seed": config.split_seed if config.split == "views" else None,
+        "split_seed": config.split_seed if config.split in ("views", "random") else None,
         **{name: getattr(config, name) for name in sorted(card.options)},
     }
     if not card.folders:  # included in a library

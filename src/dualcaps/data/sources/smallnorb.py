@@ -104,7 +104,21 @@ def _read_norb_files(paths: Sequence[Path], config: DataConfig) -> Labelled:
             continue
         kept = np.repeat(keep, len(cameras))
         parts[part] = images[kept], np.repeat(labels, len(cameras))[kept].astype(np.int64)
+    if config.split == "random":
+        images, labels = (_by_chance(*both, config) for both in zip(parts["train"], parts["test"], strict=True))
+        return {"train": (images[0], labels[0]), "test": (images[1], labels[1])}
     return parts
+
+
+def _by_chance(train: np.ndarray, test: np.ndarray, config: DataConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Divide the pairs of both parts together by chance into halves, so that every toy is in both."""
+    pooled = np.concatenate([train, test])
+    pictures = 2 if config.camera == "both" else 1
+    pairs = len(pooled) // pictures
+    trained = np.zeros(pairs, bool)
+    trained[np.random.default_rng(config.split_seed).permutation(pairs)[: pairs // 2]] = True
+    trained = np.repeat(trained, pictures)
+    return pooled[trained], pooled[~trained]
 
 
 def _kept(info: np.ndarray, part: str, config: DataConfig, info_path: Path) -> np.ndarray:
@@ -131,6 +145,11 @@ def _read_norb_attributes(paths: Sequence[Path], config: DataConfig) -> Attribut
             "elevation": np.where(elevation < 0, -1, 30 + 5 * elevation),
             "azimuth": np.where(azimuth < 0, -1, 10 * azimuth),
             "lighting": lighting,
+        }
+    if config.split == "random":
+        halves = {name: _by_chance(values, parts["test"][name], config) for name, values in parts["train"].items()}
+        return {
+            part: {name: both[number] for name, both in halves.items()} for number, part in enumerate(("train", "test"))
         }
     return parts
 
@@ -169,6 +188,6 @@ def smallnorb() -> DataSet:
             "https://cs.nyu.edu/~ylclab/data/norb-v1.0-small/",
         ),
         official={file: f"md5:{sum_}" for file, sum_ in zip(NORB, _NORB_SUMS, strict=True)},
-        splits=("official", "azimuth", "elevation"),
+        splits=("official", "random", "azimuth", "elevation"),
         options=frozenset({"camera"}),
     )

@@ -25,6 +25,7 @@ import platformdirs
 import psutil
 import torch
 from PIL import Image
+from scipy.stats import t
 
 from dualcaps import ImageSplit, Network
 from dualcaps.bench import Timing, interleave, matrix_rate, our_training
@@ -32,12 +33,14 @@ from dualcaps.inference import Precision, choose_device, choose_precision
 from dualcaps.runs.files import write_csv
 from dualcaps.runs.run import Run
 from dualcaps.runs.run import environment as machine_and_versions
+from dualcaps.study.statistics import difference
 
 ROOT = Path(__file__).parents[1]
 FIELDS = (
     *("benchmark", "case", "candidate", "measure", "value", "unit", "slowest", "fastest", "n"),
     *("date", "commit", "machine", "versions"),
 )
+ENOUGH_SEEDS = 5
 Row = dict[str, str]
 
 
@@ -161,6 +164,28 @@ def mean_and_spread(values: Sequence[float]) -> str:
     """Mean, standard deviation and number of some values."""
     spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.2f}{spread} (n = {len(values)})"
+
+
+def differences(groups: Mapping[str, Sequence[float]], reference: str) -> dict[str, str]:
+    """How much each group's mean lies over that of the reference, with its 95 % interval, as text.
+
+    By Welch if all groups have at least `ENOUGH_SEEDS` values; otherwise the variance is pooled over the groups, as in
+    the verdicts on the paper. "–" for the reference, and for all if there is no group of several values.
+    """
+    several = [values for values in groups.values() if len(values) > 1]
+    freedom = sum(len(values) - 1 for values in several)
+    baseline = groups.get(reference)
+    if not freedom or not baseline:
+        return dict.fromkeys(groups, "–")
+    variance = sum((len(values) - 1) * statistics.variance(values) for values in several) / freedom
+    texts = {}
+    for name, values in groups.items():
+        gain = statistics.mean(values) - statistics.mean(baseline)
+        margin = float(t.ppf(0.975, freedom)) * (variance * (1 / len(values) + 1 / len(baseline))) ** 0.5
+        if min(map(len, groups.values())) >= ENOUGH_SEEDS:
+            margin = difference(values, baseline).high - gain
+        texts[name] = "–" if name == reference else f"{gain:+.2f} ± {margin:.2f}"
+    return texts
 
 
 def time_training(

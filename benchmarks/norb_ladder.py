@@ -13,11 +13,10 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from common import ROOT, Row, mean_and_spread, read_rows, session_cells, train_run, write_rows
+from common import ROOT, Row, differences, mean_and_spread, read_rows, session_cells, train_run, write_rows
 
 from dualcaps.runs.files import write_text
 from dualcaps.runs.run import Run
-from dualcaps.study.statistics import difference
 
 EPOCHS = 20
 STEPS: dict[str, tuple[str, ...]] = {
@@ -82,6 +81,7 @@ def _row(run: Run, case: str) -> Row:
 def table(found: Sequence[Row]) -> str:
     """The table in Markdown."""
     scores = {case: [100 * float(row["test_accuracy"]) for row in found if row["case"] == case] for case in CASES}
+    steps = {case: values for case, values in scores.items() if values and case != BY_CHANCE}
     text = [
         "# smallNORB step by step",
         "",
@@ -92,22 +92,17 @@ def table(found: Sequence[Row]) -> str:
         "| step | test accuracy, % | of each seed | over the step before, points | best epoch on the test images, % |",
         "| --- | ---: | --- | ---: | ---: |",
     ]
-    before: list[float] = []
+    before = ""
     for case, values in scores.items():
         if not values:
             continue
-        gain = "–"
-        if before and case != BY_CHANCE:
-            found_gain = difference(values, before)
-            gain = f"{found_gain.mean:+.2f}"
-            if found_gain.n > 1:
-                gain += f" ({found_gain.low:.2f} to {found_gain.high:.2f})"
+        gain = differences(steps, before)[case] if before and case in steps else "–"
         best = statistics.mean(100 * float(row["best_epoch_on_test"]) for row in found if row["case"] == case)
         text.append(
             f"| {case} | {mean_and_spread(values)} | {', '.join(f'{v:.2f}' for v in values)} | {gain} | {best:.2f} |"
         )
-        before = values
-    text += ["", "Mean ± std (n), gains with 95 % intervals by Welch.", ""]
+        before = case
+    text += ["", "Mean ± std (n), gains with 95 % intervals, the variance pooled over the steps.", ""]
     return "\n".join(text)
 
 

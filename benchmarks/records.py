@@ -14,19 +14,20 @@ import json
 import shlex
 import shutil
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from common import ROOT, in_half_precision, mean_and_spread, train_run
+from common import ROOT, differences, in_half_precision, mean_and_spread, train_run
 from safetensors.torch import save_file
 
 from dualcaps import evaluate, load_data, load_model
-from dualcaps.runs.files import new_folder, write_csv, write_json
+from dualcaps.runs.files import new_folder, write_csv, write_json, write_text
 from dualcaps.runs.run import CONFIG, METRICS, PROVENANCE, RESULT, Run
 
 WITHOUT_LOSSY = "without-lossy.json"
-NETWORKS = ("da-capsnet-r", "capsnet-r-caps-att", "capsnet-r-conv-att", "capsnet-r", "resnet-r")
+TRUNK = "resnet-r"
+NETWORKS = ("da-capsnet-r", "capsnet-r-caps-att", "capsnet-r-conv-att", "capsnet-r", TRUNK)
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Card:
 
 CARDS = {
     "fashion-mnist": Card(("--epochs", "40"), "94.8", 95.2),
-    "mnist": Card(("--width", "32", "--epochs", "20"), "99.83 (best)", 99.75),
+    "mnist": Card(("--width", "32", "--augment", "policy,rotate", "--epochs", "30"), "99.83 (best)", 99.75),
     "cifar-10": Card(("--epochs", "40"), "94.85", 95.3, "95 of 60,000 images from a JPEG copy"),
     "smallnorb": Card(
         (
@@ -65,7 +66,7 @@ CARDS = {
 
 def command(data: str, network: str, seed: int) -> list[str]:
     """The arguments of the run, but for the folder."""
-    readout = [] if network == "resnet-r" else ["--options", "readout=linear"]
+    readout = [] if network == TRUNK else ["--options", "readout=linear"]
     return [
         *("train", data, "--recipe", "strong", "--model", network, *CARDS[data].options, "--seed", str(seed)),
         *readout,
@@ -81,8 +82,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "records")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "records")
     options = parser.parse_args()
-    dated = [path for path in options.out.glob(f"*-{options.data}") if (path / "runs").is_dir()]
-    folder = dated[0] if dated else options.out / f"{datetime.date.today().isoformat()}-{options.data}"
+    folder = _folder(options.data, options.out)
     for seed in range(options.seeds):  # a first comparison of all before a second seed of any
         for network in options.networks:
             name = f"{network}-seed{seed}"
@@ -91,6 +91,19 @@ def main() -> None:
             run = options.runs / options.data / name
             keep(train_run(command(options.data, network, seed), run), options.data, folder)
             write(options.data, folder)
+            write_text(options.out / "RESULTS.md", summary(options.out))
+
+
+def _folder(data: str, out: Path) -> Path:
+    """The folder of a data set's records: the one that exists, otherwise one of today's date."""
+    dated = [path for path in out.glob(f"*-{data}") if (path / "runs").is_dir()]
+    return dated[0] if dated else out / f"{datetime.date.today().isoformat()}-{data}"
+
+
+def _kept_runs(folder: Path) -> dict[str, list[Run]]:
+    """The runs that were kept, by network."""
+    by_network = {name: sorted(folder.glob(f"runs/{name}-seed*/result.json")) for name in NETWORKS}
+    return {name: [Run.open(file.parent) for file in files] for name, files in by_network.items() if files}
 
 
 def keep(run: Run, data: str, folder: Path) -> None:
@@ -107,8 +120,7 @@ def keep(run: Run, data: str, folder: Path) -> None:
 
 def write(data: str, folder: Path) -> None:
     """Write table and log of a data set from the runs that were kept."""
-    by_network = {name: sorted(folder.glob(f"runs/{name}-seed*/result.json")) for name in NETWORKS}
-    found = {name: [Run.open(file.parent) for file in files] for name, files in by_network.items() if files}
+    found = _kept_runs(folder)
     card = CARDS[data]
     lines = [
         f"# {data}",
@@ -116,24 +128,25 @@ def write(data: str, folder: Path) -> None:
         *([f"Files: {card.copy}.", ""] if card.copy else []),
         f"Best capsule network known {card.known} %, aim {card.goal} %. All training images, last epoch kept.",
         "",
-        "| network | test accuracy, % | of each seed | parameters | minutes a run, beside other programs |",
-        "| --- | ---: | --- | ---: | ---: |",
+        f"| network | test accuracy, % | of each seed | over {TRUNK}, points | parameters | minutes a run |",
+        "| --- | ---: | --- | ---: | ---: | ---: |",
     ]
+    accuracies = {name: _accuracies(opened) for name, opened in found.items()}
+    gains = differences(accuracies, TRUNK)
     for name, opened in found.items():
-        accuracies = [100 * run.result["test_accuracy"] for run in opened if run.result]
-        minutes = statistics.mean(run.result["training_seconds"] / 60 for run in opened if run.result)
-        assert opened[0].result is not None
-        cells = (name, mean_and_spread(accuracies), ", ".join(f"{a:.2f}" for a in accuracies))
-        lines.append(f"| {' | '.join(cells)} | {opened[0].result['parameters']:,} | {minutes:.0f} |")
+        cells = (name, mean_and_spread(accuracies[name]), ", ".join(f"{a:.2f}" for a in accuracies[name]), gains[name])
+        lines.append(f"| {' | '.join(cells)} | {_parameters(opened):,} | {_minutes(opened):.0f} |")
+    lines += ["", "Mean ± std (n); differences with 95 % intervals, the variance pooled over the networks where n < 5."]
+    lines += ["Minutes beside other programs."]
     if data == "cifar-10":
         lines += ["", "Without the test images that come from a JPEG copy:", ""]
         for name, opened in found.items():
             texts = [(run.path / WITHOUT_LOSSY).read_text(encoding="utf-8") for run in opened]
             lines.append(f"- {name}: {mean_and_spread([100 * json.loads(text)['test_accuracy'] for text in texts])} %")
     sessions = {_session(run) for opened in found.values() for run in opened}
-    lines += ["", "Trained with", "", "    dualcaps " + shlex.join(command(data, "NETWORK", 0)), "", "on", ""]
+    lines += ["", "Trained with", "", "    dualcaps " + shlex.join(command(data, "da-capsnet-r", 0)), "", "on", ""]
     lines += [f"- {session}" for session in sorted(sessions)]
-    (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_text(folder / "README.md", "\n".join([*lines, ""]))
     columns = ["network", "seed", "epoch", "loss", "train_accuracy", "test_accuracy", "seconds"]
     write_csv(
         folder / "log.csv",
@@ -141,6 +154,39 @@ def write(data: str, folder: Path) -> None:
         (row for name, opened in found.items() for run in opened for row in _log(name, run)),
     )
     print(f"{folder}: {', '.join(f'{name} {len(opened)}' for name, opened in found.items())}")
+
+
+def _accuracies(opened: Sequence[Run]) -> list[float]:
+    return [100 * run.result["test_accuracy"] for run in opened if run.result]
+
+
+def _minutes(opened: Sequence[Run]) -> float:
+    return statistics.mean(run.result["training_seconds"] / 60 for run in opened if run.result)
+
+
+def _parameters(opened: Sequence[Run]) -> int:
+    return next(run.result["parameters"] for run in opened if run.result)
+
+
+def summary(out: Path) -> str:
+    """The table of all data sets in Markdown."""
+    lines = [
+        "# Records",
+        "",
+        "Generated by `python benchmarks/records.py` from the folders beside it, which hold commands, logs and machines. "
+        "Test accuracy in %, mean ± std (n); all training images, the last epoch kept, nothing selected on the test "
+        "images.",
+        "",
+        f"| data | best capsule network known | aim | {' | '.join(NETWORKS)} |",
+        "| --- | ---: | ---: |" + " ---: |" * len(NETWORKS),
+    ]
+    for data, card in CARDS.items():
+        found = _kept_runs(_folder(data, out))
+        if not found:
+            continue
+        cells = [mean_and_spread(_accuracies(found[name])) if name in found else "–" for name in NETWORKS]
+        lines.append(f"| {data} | {card.known} | {card.goal} | {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
 
 
 def _log(name: str, run: Run) -> Iterator[list[object]]:

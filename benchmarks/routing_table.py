@@ -10,7 +10,6 @@ one has a row in `runs-DATA.csv` and is not trained again, on whatever machine.
 """
 
 import argparse
-import math
 import statistics
 import subprocess
 import sys
@@ -19,8 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from common import ROOT, Row, read_rows, session_cells, train_run, write_rows
-from scipy.stats import t
+from common import ENOUGH_SEEDS, ROOT, Row, differences, read_rows, session_cells, train_run, write_rows
 
 from dualcaps import create_model
 from dualcaps.bench import interleave, our_training, peak_memory, random_split
@@ -28,7 +26,6 @@ from dualcaps.inference import choose_precision
 from dualcaps.models import count_parameters
 from dualcaps.runs.files import write_text
 from dualcaps.runs.run import Run, environment
-from dualcaps.study.statistics import difference
 
 METHODS: dict[str, dict[str, Any]] = {
     "dynamic, 1 iteration": {"routing": "dynamic", "iterations": 1},
@@ -43,7 +40,6 @@ METHODS: dict[str, dict[str, Any]] = {
 COMPARED_WITH = "dynamic, 3 iterations"
 RATES = ("0.0003", "0.001", "0.003", "0.01")
 TUNING_SEED = 100
-FEW_SEEDS = 5  # below this the variance is pooled, as in the verdicts on the paper
 
 
 class Budget(NamedTuple):
@@ -192,11 +188,7 @@ def _summary(budget: Budget, found: Sequence[Row], costs: dict[str, Row]) -> lis
         for method in METHODS
     }
     done = {method: values for method, values in accuracies.items() if len(values) >= 2}
-    freedom = sum(len(values) - 1 for values in done.values())
-    spread = math.sqrt(
-        sum((len(values) - 1) * statistics.variance(values) for values in done.values()) / max(freedom, 1)
-    )
-    pooled = budget.seeds < FEW_SEEDS
+    gains = differences(done, COMPARED_WITH)
     lines = [
         f"`capsnet`, {budget.final} epochs, n = {budget.seeds} seeds, the epoch selected on validation images. The "
         f"learning rate of each method: the best of {', '.join(RATES)} after {budget.tuning} epochs with another seed.",
@@ -204,24 +196,16 @@ def _summary(budget: Budget, found: Sequence[Row], costs: dict[str, Row]) -> lis
         f"| method | rate | test accuracy, % | over {COMPARED_WITH}, points | parameters | images/s | MB |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    reference = done.get(COMPARED_WITH)
     for method, values in done.items():
         rate = next(row["lr"] for row in found if (row["method"], row["use"]) == (method, "final"))
-        against = "–"
-        if reference and method != COMPARED_WITH:
-            gain = statistics.mean(values) - statistics.mean(reference)
-            margin = t.ppf(0.975, freedom) * spread * math.sqrt(1 / len(values) + 1 / len(reference))
-            if not pooled:
-                margin = difference(values, reference).high - gain
-            against = f"{gain:+.2f} ± {margin:.2f}"
         mean = f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f} ({len(values)})"
         price = costs[method]
         lines.append(
-            f"| {method} | {rate} | {mean} | {against} | {int(price['parameters']):,} | "
+            f"| {method} | {rate} | {mean} | {gains[method]} | {int(price['parameters']):,} | "
             f"{float(price['images_per_second']):,.0f} | {price['peak_megabytes']} |"
         )
     missing = [method for method in METHODS if len(accuracies[method]) < budget.seeds]
-    how = "the variance pooled over the methods" if pooled else "by Welch"
+    how = "by Welch" if budget.seeds >= ENOUGH_SEEDS else "the variance pooled over the methods"
     lines += ["", f"± std (n); the differences with 95 % intervals, {how}, not adjusted for their number."]
     if missing:
         lines.append(f"Not all seeds are done of: {', '.join(missing)}.")

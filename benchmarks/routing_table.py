@@ -3,10 +3,11 @@
     python benchmarks/routing_table.py digits fashion-mnist
 
 All are `capsnet` with the paper's trunk, the same votes and parents of 16 dimensions, trained by the recipe `paper`.
-First each method is trained with each of four learning rates and a seed that is not used again, and with further
-ones until the rates next to the best were tried too; the rate with the highest validation accuracy is taken. Then it is trained with several seeds; the epoch is selected on validation images
-and the test images are read once. Trainings run through the command line; stopped ones are resumed. A finished
-one has a row in `runs-DATA.csv` and is not trained again, on whatever machine.
+First each method is trained with each of four learning rates and a seed that is not used again, and with further ones
+until the rates next to the best were tried too; the rate with the highest validation accuracy is taken. Then it is
+trained with several seeds; the epoch is selected on validation images and the test images are read once. Trainings run
+through the command line; stopped ones are resumed. A finished one has a row in `runs-DATA.csv` and is not trained
+again, on whatever machine.
 """
 
 import argparse

@@ -116,6 +116,7 @@ def test_smallnorb(tmp_path: Path):
     assert torch.equal(both.validation.images[::2], left.validation.images)
     stereo = load_data("smallnorb", data_dir=root, camera="stereo")
     assert inspect_source(stereo.config).image_shape == stereo.image_shape == (2, 32, 32)
+    assert (left.flip, both.flip, stereo.flip) == (True, True, False)
     assert torch.equal(stereo.test.images[:, :1], both.test.images[::2, :1])
     assert torch.equal(stereo.test.images[:, 1:], right.test.images)
     assert torch.equal(stereo.test.labels, right.test.labels)

@@ -3,8 +3,8 @@
     python benchmarks/norb_tuning.py
 
 `da-capsnet-r` of width 32 by the recipe `strong`, 15 epochs, both cameras as channels, standardised. Two toys of each
-class take turns in being held out of the training images; the test images are not read. Stopped trainings are resumed; a finished one has a
-row and is not trained again, on whatever machine.
+class take turns in being held out of the training images; the test images are not read. Stopped trainings are resumed;
+a finished one has a row and is not trained again, on whatever machine.
 """
 
 import argparse

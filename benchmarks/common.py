@@ -33,14 +33,13 @@ from dualcaps.inference import Precision, choose_device, choose_precision
 from dualcaps.runs.files import write_csv
 from dualcaps.runs.run import Run
 from dualcaps.runs.run import environment as machine_and_versions
-from dualcaps.study.statistics import difference
+from dualcaps.study.statistics import ENOUGH_SEEDS, difference, pooled_variance
 
 ROOT = Path(__file__).parents[1]
 FIELDS = (
     *("benchmark", "case", "candidate", "measure", "value", "unit", "slowest", "fastest", "n"),
     *("date", "commit", "machine", "versions"),
 )
-ENOUGH_SEEDS = 5
 Row = dict[str, str]
 
 
@@ -172,12 +171,10 @@ def differences(groups: Mapping[str, Sequence[float]], reference: str) -> dict[s
     By Welch if all groups have at least `ENOUGH_SEEDS` values; otherwise the variance is pooled over the groups, as in
     the verdicts on the paper. "–" for the reference, and for all if there is no group of several values.
     """
-    several = [values for values in groups.values() if len(values) > 1]
-    freedom = sum(len(values) - 1 for values in several)
+    variance, freedom = pooled_variance(groups.values())
     baseline = groups.get(reference)
     if not freedom or not baseline:
         return dict.fromkeys(groups, "–")
-    variance = sum((len(values) - 1) * statistics.variance(values) for values in several) / freedom
     texts = {}
     for name, values in groups.items():
         gain = statistics.mean(values) - statistics.mean(baseline)

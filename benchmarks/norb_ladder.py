@@ -26,7 +26,7 @@ STEPS: dict[str, tuple[str, ...]] = {
     "each image standardised": ("--standardise",),
     "learning rate decays": ("--schedule", "one-cycle"),
     "residual trunk with BatchNorm, LayerNorm": ("--model", "da-capsnet-r", "--width", "32"),
-    "SGD, erasing, smoothed labels, test-time flips": ("--recipe", "strong"),
+    "SGD, erasing, smoothed labels, test-time shifts": ("--recipe", "strong"),
 }
 """Options of `dualcaps train` that each step adds."""
 

@@ -50,9 +50,9 @@ def main() -> None:
             model = create_model(chosen.model, data.image_shape, len(data.classes), **switches)
             folder = options.runs / f"{number}-toy{toy}"
             result = fit(model, data, training, out=folder, resume=True)
-            row = {"case": case, "held_out": str(toy), "epochs": str(EPOCHS)}
-            row["accuracy"] = f"{result.test_accuracy:.6g}"
-            write_rows(file, [*read_rows(file), {**row, **session_cells(Run.open(folder))}])
+            accuracy = f"{result.test_accuracy:.6g}"
+            row = {"case": case, "held_out": str(toy), "epochs": str(EPOCHS), "accuracy": accuracy}
+            write_rows(file, [*read_rows(file), row | session_cells(Run.open(folder))])
 
 
 def hold_out(data: ImageDataset, toy: int) -> ImageDataset:

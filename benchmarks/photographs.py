@@ -26,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import ROOT, Results
+from common import ROOT, Results, train_run
 from PIL import Image
 from sklearn.datasets import load_sample_images
 from torch import nn
@@ -175,11 +175,10 @@ def train_controls(networks: Sequence[str], seeds: int, photos: Path, runs: Path
     for seed in range(seeds):
         for name in networks:
             folder = runs / f"{name}-seed{seed}"
-            command = [sys.executable, "-m", "dualcaps", "train", str(photos), "--recipe", "photos", "--model", name]
-            command += ["--width", "32", "--options", "grid=1"]  # the recipe's for its own network
-            command += ["--image-size", str(CHOSEN_SIZE), str(CHOSEN_SIZE), "--epochs", str(CHOSEN_EPOCHS)]
-            subprocess.run([*command, "--seed", str(seed), "--out", str(folder), "--resume"], check=True)
-            run = Run.open(folder)
+            arguments = ["train", str(photos), "--recipe", "photos", "--model", name, "--seed", str(seed)]
+            arguments += ["--width", "32", "--options", "grid=1"]  # the recipe's for its own network
+            arguments += ["--image-size", str(CHOSEN_SIZE), str(CHOSEN_SIZE), "--epochs", str(CHOSEN_EPOCHS)]
+            run = train_run(arguments, folder)
             seconds = sum(line["seconds"] for line in run.history)
             add(results, f"{name}, seed {seed}", evaluate_run(folder).evaluation, run, seconds)
 

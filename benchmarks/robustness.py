@@ -10,14 +10,13 @@ not trained again, on whatever machine.
 """
 
 import argparse
-import csv
 import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import ROOT
+from common import ROOT, read_rows
 
 from dualcaps import TrainConfig, create_model, fit, load_data, load_model
 from dualcaps.data.dataset import ImageDataset
@@ -117,10 +116,7 @@ def measure(run: Run, data: ImageDataset) -> Iterator[Row]:
 
 def read(file: Path) -> list[Row]:
     """The rows of the CSV file; none where it does not exist."""
-    if not file.exists():
-        return []
-    with file.open(encoding="utf-8", newline="") as stream:
-        found: list[Row] = list(csv.DictReader(stream))
+    found: list[Row] = [dict(row) for row in read_rows(file)]
     for row in found:
         row.update(seed=int(row["seed"]), epochs=int(row["epochs"]), strength=float(row["strength"] or "nan"))
     return found

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from common import ENOUGH_SEEDS, ROOT, Row, differences, read_rows, session_cells, train_run, write_rows
+from common import ROOT, Row, differences, read_rows, session_cells, train_run, write_rows
 
 from dualcaps import create_model
 from dualcaps.bench import interleave, our_training, peak_memory, random_split
@@ -27,6 +27,7 @@ from dualcaps.inference import choose_precision
 from dualcaps.models import count_parameters
 from dualcaps.runs.files import write_text
 from dualcaps.runs.run import Run, environment
+from dualcaps.study.statistics import ENOUGH_SEEDS
 
 METHODS: dict[str, dict[str, Any]] = {
     "dynamic, 1 iteration": {"routing": "dynamic", "iterations": 1},
@@ -195,13 +196,14 @@ def table(out: Path) -> str:
 
 
 def _summary(budget: Budget, found: Sequence[Row], costs: dict[str, Row]) -> list[str]:
+    rates = {method: best_rate(method, found) for method in METHODS}
     accuracies = {
         method: [
             100 * float(row["test_accuracy"])
             for row in found
-            if (row["method"], row["use"], row["lr"]) == (method, "final", best_rate(method, found))
+            if (row["method"], row["use"], row["lr"]) == (method, "final", rate)
         ]
-        for method in METHODS
+        for method, rate in rates.items()
     }
     done = {method: values for method, values in accuracies.items() if len(values) >= 2}
     gains = differences(done, COMPARED_WITH)
@@ -217,7 +219,7 @@ def _summary(budget: Budget, found: Sequence[Row], costs: dict[str, Row]) -> lis
         mean = f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f} ({len(values)})"
         price = costs[method]
         lines.append(
-            f"| {method} | {best_rate(method, found)} | {mean} | {gains[method]} | {int(price['parameters']):,} | "
+            f"| {method} | {rates[method]} | {mean} | {gains[method]} | {int(price['parameters']):,} | "
             f"{float(price['images_per_second']):,.0f} | {price['peak_megabytes']} |"
         )
     missing = [method for method in METHODS if len(accuracies[method]) < budget.seeds]

@@ -187,7 +187,7 @@ def _dataset(config: DataConfig, content: Content, sha256: str, found: str, sour
         content.classes,
         config,
         name=source_name(config),
-        flip=card is not None and card.flip and config.camera != "stereo",  # the mirror exchanges left and right camera
+        flip=card.flip_of(config) if card else False,
         batch_size=card.batch_size if card else 128,
         together=2 if config.camera == "both" else 1,  # the two pictures of a stereo pair
         provenance={

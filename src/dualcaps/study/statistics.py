@@ -4,7 +4,7 @@ import itertools
 import math
 import statistics
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,6 +14,8 @@ from dualcaps.study.experiments.card import DataKey, Variant
 from dualcaps.study.records import Record, Records
 
 CONFIDENCE = 0.95
+ENOUGH_SEEDS = 5
+"""Below so many, the variance is pooled over networks that are compared."""
 
 
 class Interval(NamedTuple):
@@ -76,6 +78,14 @@ def difference(ours: Sequence[float], baseline: Sequence[float]) -> Interval:
         return Interval(mean, mean, mean, n)
     freedom = variance**2 / sum(part**2 / (len(v) - 1) for part, v in zip(parts, (ours, baseline), strict=True))
     return _interval(mean, math.sqrt(variance), freedom, n)
+
+
+def pooled_variance(groups: Iterable[Sequence[float]]) -> tuple[float, int]:
+    """Variance of values about the means of their groups, and its degrees of freedom; (0, 0) if none has several."""
+    several = [group for group in groups if len(group) > 1]
+    freedom = sum(len(group) - 1 for group in several)
+    total = sum(statistics.variance(group) * (len(group) - 1) for group in several)
+    return (total / freedom, freedom) if freedom else (0.0, 0)
 
 
 def _interval(mean: float, standard_error: float, freedom: float, n: int) -> Interval:

@@ -11,6 +11,7 @@ from dualcaps.study.paper import Printed
 from dualcaps.study.records import Copy, CopyKey, Record, copy_of
 from dualcaps.study.statistics import (
     CONFIDENCE,
+    ENOUGH_SEEDS,
     Cell,
     Cells,
     Interval,
@@ -19,6 +20,7 @@ from dualcaps.study.statistics import (
     first_five,
     gain,
     mean_interval,
+    pooled_variance,
     shares_splits,
     spread,
 )
@@ -29,14 +31,13 @@ VERDICTS: tuple[Verdict, ...] = ("equal", "exceeds", "below", "direction only", 
 LEVEL = 0.05
 MARGIN = 0.5
 """Percentage points within which an accuracy or a gain counts as equal to the printed one."""
-_ENOUGH_SEEDS = 5  # below, the variance is pooled over the networks of a data set
 _EPOCHS_APART = 2
 _ROUNDING = 1e-9
 
 RULE = f"""\
 Ours is the mean over the seeds. The printed number is of a single run, whose chance is counted as well: what is tested
 is whether a further run of ours could be that run, by a prediction interval of {CONFIDENCE:.0%} (Student's t). Where a
-network has fewer than {_ENOUGH_SEEDS} seeds, the variance is pooled over the networks of its data set. Gains are
+network has fewer than {ENOUGH_SEEDS} seeds, the variance is pooled over the networks of its data set. Gains are
 differences seed by seed where the seeds share their splits (protocol `clean`, and data sets without test images of
 their own), otherwise differences of means. Protocol `paper` is compared, which selects the epoch on the test set as the
 paper did; where it was not run, protocol `clean`.
@@ -291,12 +292,11 @@ def _variance(values: Sequence[float], alike: Sequence[Sequence[float]], images:
 
     At least that of an accuracy's rounding to whole images.
     """
-    groups = [values] if len(values) >= _ENOUGH_SEEDS else [group for group in alike if len(group) > 1]
-    groups = groups or ([values] if len(values) > 1 else [])
-    freedom = sum(len(group) - 1 for group in groups)
-    total = sum(statistics.variance(group) * (len(group) - 1) for group in groups)
+    variance, freedom = (0.0, 0) if len(values) >= ENOUGH_SEEDS else pooled_variance(alike)
+    if not freedom:
+        variance, freedom = pooled_variance([values])
     smallest = (100 / images) ** 2 / 12
-    return max(smallest, total / freedom if freedom else 0.0), max(1, freedom)
+    return max(smallest, variance), max(1, freedom)
 
 
 def _decided(finding: Finding) -> Finding:

@@ -87,6 +87,10 @@ class DataSet:
         """The images' channels: a stereo pair has one for each camera."""
         return 2 if config.camera == "stereo" else config.channels or self.channels
 
+    def flip_of(self, config: DataConfig) -> bool:
+        """Whether a mirrored image still belongs to its class: in a stereo pair left and right camera are exchanged."""
+        return self.flip and config.camera != "stereo"
+
 
 def downloads(checksums: Mapping[str, str], *bases: str) -> tuple[Download, ...]:
     """Downloads of files, each available below several addresses."""

@@ -123,6 +123,22 @@ def test_smallnorb(tmp_path: Path):
     assert torch.equal(stereo.validation.images[:, :1], left.validation.images[:, :1])
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_smallnorb_with_one_camera_twice(tmp_path: Path, packed: bool):
+    files, pairs = norb_files(packed=packed)
+    twice = corpus.norb_bytes(np.repeat(pairs[:, 1:], 2, axis=1))
+    name = f"{NORB[3]}.gz" if packed else NORB[3]
+    root = put(tmp_path / "smallnorb", files | {name: gzip.compress(twice, 1) if packed else twice})
+    same = "the left and the right camera's pictures are the same"
+    for camera in ("stereo", "both"):
+        with pytest.raises(
+            DataError, match=rf"testing-dat.*: {same}, so there are no stereo pairs: choose --camera left"
+        ):
+            load_data("smallnorb", data_dir=root, camera=camera)
+    for _ in range(2):  # read from the files, then from the cache
+        assert load_data("smallnorb", data_dir=root).notes == (f"{name}: {same}",)
+
+
 def test_novel_viewpoints_of_smallnorb(tmp_path: Path):
     files, pairs = norb_files(packed=False)
     root = put(tmp_path / "smallnorb", files)

@@ -86,6 +86,36 @@ def test_whitened_patches_are_centred_and_uncorrelated(channels: int, kernel: in
     assert (covariance.diag().diff() <= 1e-3).all()  # the largest component first
 
 
+@pytest.mark.parametrize(("channels", "kernel"), [(3, 2), (2, 2)])
+def test_components_without_variance_are_left_out(channels: int, kernel: int):
+    torch.manual_seed(0)
+    layer = Whitening(channels, kernel)
+    layer.fit(correlated_images(500, 1, 12).expand(-1, channels, -1, -1))
+    size, rank = channels * kernel**2, kernel**2
+    values = layer(correlated_images(500, 1, 12).expand(-1, channels, -1, -1)).detach().transpose(0, 1).flatten(1)
+    assert values.std(dim=1).min() > 0.5
+    torch.testing.assert_close(values[rank : 2 * rank], values[:rank])
+    assert values[:rank].T.unique(dim=1).shape[1] == rank
+    layer.fit(torch.full((4, channels, 8, 8), 0.5))
+    assert layer.weight.isfinite().all()
+    assert layer.weight.any()
+    assert len(layer.weight) == 2 * size
+
+
+def test_grey_images_in_colour_have_the_gradients_of_grey_images():
+    norms = []
+    images = correlated_images(64, 1, 20)
+    for channels in (1, 3):
+        torch.manual_seed(0)
+        model: Any = create_model("da-capsnet-r", (channels, 20, 20), **SMALL)
+        shown = images.expand(-1, channels, -1, -1)
+        model.trunk.initialise_from_data(shown)
+        model.loss(model(shown), torch.arange(64) % 3).backward()
+        gradients = [parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None]
+        norms.append(float(torch.cat(gradients).norm()))
+    assert norms[1] < 10 * norms[0]
+
+
 def test_whitening_is_fitted_once_by_training_and_kept(tmp_path: Path, no_pictures: None):
     random = np.random.default_rng(0)
     labels = np.arange(36) % 3

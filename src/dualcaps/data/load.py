@@ -496,7 +496,7 @@ def _named_source(card: DataSet, config: DataConfig, download: bool) -> tuple[So
                 raise DataError(f"{paths[0].parent}: no images in the {part} part: fetch the files again")
             if not 0 <= (wrong := labels.min() if labels.min() < 0 else labels.max()) < len(classes):
                 raise DataError(f"{paths[0].parent}: label {wrong} is not one of the {len(classes)} classes")
-        return Content(parts, classes, all(is_official(card, path) for path in files))
+        return Content(parts, classes, all(is_official(card, path) for path in files), layout.notes(paths))
 
     return Source(files, relevant, read_files, attributes=lambda: layout.attributes(paths, wanted)), str(
         paths[0].parent

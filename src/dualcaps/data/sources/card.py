@@ -36,11 +36,13 @@ class Layout(NamedTuple):
     files: their names; any may be gzipped, with `.gz` appended.
     read: reads the files as labelled images.
     attributes: reads what else is known of the images, by part, see `ImageSplit.attributes`.
+    notes: what a user should know about the files, see `ImageDataset.notes`.
     """
 
     files: tuple[str, ...]
     read: Callable[[Sequence[Path], DataConfig], Labelled]
     attributes: Callable[[Sequence[Path], DataConfig], Attributes] = lambda *_: {}
+    notes: Callable[[Sequence[Path]], tuple[str, ...]] = lambda _: ()
 
 
 @dataclass(frozen=True)

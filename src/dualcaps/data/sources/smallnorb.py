@@ -83,6 +83,8 @@ def _norb_header(stream: Stream, path: Path) -> tuple[np.dtype, tuple[int, ...]]
     return _NORB_TYPES[magic], sizes
 
 
+_COMPARED_PAIRS = 200
+_EQUAL_CAMERAS = "the left and the right camera's pictures are the same"
 _AZIMUTHS_TRAINED = (0, 2, 4, 30, 32, 34)  # tens of degrees; Hinton et al. 2018 train on these
 
 
@@ -94,6 +96,8 @@ def _read_norb_files(paths: Sequence[Path], config: DataConfig) -> Labelled:
     parts = {}
     for part, (image_path, class_path, info_path) in {"train": paths[:3], "test": paths[3:]}.items():
         images = read_norb_images(image_path, cameras, config.image_size or (32, 32))
+        if len(cameras) == 2 and _cameras_equal(image_path):
+            raise DataError(f"{image_path}: {_EQUAL_CAMERAS}, so there are no stereo pairs: choose --camera left")
         labels, info = read_norb(class_path), read_norb(info_path)
         count = len(images) // len(cameras)
         if labels.shape != (count,) or info.shape != (count, 4):
@@ -108,6 +112,19 @@ def _read_norb_files(paths: Sequence[Path], config: DataConfig) -> Labelled:
         images, labels = (_by_chance(*both, config) for both in zip(parts["train"], parts["test"], strict=True))
         return {"train": (images[0], labels[0]), "test": (images[1], labels[1])}
     return parts
+
+
+def _cameras_equal(path: Path) -> bool:
+    """Whether both pictures are the same in each of the first pairs of a `-dat` matrix, which was read before."""
+    with unpacked(path) as stream:
+        _, (count, *shape) = _norb_header(stream, path)
+        raw = read_up_to(stream, min(_COMPARED_PAIRS, count) * math.prod(shape))
+    pairs = np.frombuffer(raw, np.uint8).reshape(-1, *shape)
+    return np.array_equal(pairs[:, 0], pairs[:, 1])
+
+
+def _note_equal_cameras(paths: Sequence[Path]) -> tuple[str, ...]:
+    return tuple(f"{path.name}: {_EQUAL_CAMERAS}" for path in (paths[0], paths[3]) if _cameras_equal(path))
 
 
 def _by_chance(train: np.ndarray, test: np.ndarray, config: DataConfig) -> tuple[np.ndarray, np.ndarray]:
@@ -175,7 +192,7 @@ def smallnorb() -> DataSet:
         channels=3,
         counts=_counts,
         folders=("smallnorb", "smallNORB"),
-        layouts=(Layout(NORB, _read_norb_files, _read_norb_attributes),),
+        layouts=(Layout(NORB, _read_norb_files, _read_norb_attributes, _note_equal_cameras),),
         downloads=downloads(
             {
                 f"{NORB[0]}.gz": "sha256:5ffd6272a07d32695ee1082a26a41a93a37aab8c28da047f8c34ed348d214873",

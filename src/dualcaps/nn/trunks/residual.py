@@ -15,6 +15,7 @@ from dualcaps.registry import register_trunk
 _LARGEST_UNREDUCED = 48  # pixels a side; each octave above it is taken by one strided convolution
 _WHITENING_PATCHES = 500_000
 _WHITENING_EPSILON = 1e-3  # of the variance of patches of pixels in [0, 1]
+_LEAST_VARIANCE = 1e-7  # of the largest; rounding to 8 bits alone gives more
 
 
 @register_trunk("residual")
@@ -72,8 +73,10 @@ class ResidualTrunk(nn.Sequential):
 class Whitening(nn.Conv2d):
     """A convolution with fixed filters: the principal components of image patches, scaled to variance 1.
 
-    Each component appears with both signs, as the activation that follows is not symmetric. Until `fit` is called
-    the filters are a random orthogonal basis of the patches. The bias is trained.
+    Each component appears with both signs, as the activation that follows is not symmetric. In place of components
+    without variance, which grey images stored in colour have, the others are repeated: the constant features of the
+    former would make each BatchNorm multiply the gradient by hundreds. Until `fit` is called the filters are a random
+    orthogonal basis of the patches. The bias is trained.
 
     Args:
         channels: of the images.
@@ -100,8 +103,11 @@ class Whitening(nn.Conv2d):
         patches = patches[:: math.ceil(len(patches) / _WHITENING_PATCHES)].double()
         mean = patches.mean(dim=0)
         variances, components = torch.linalg.eigh((patches - mean).T.cov())
-        filters = components.T / (variances.clamp_min(0)[:, None] + _WHITENING_EPSILON).sqrt()
-        self._set(filters.flip(0), -(filters.flip(0) @ mean))
+        filters = (components.T / (variances.clamp_min(0)[:, None] + _WHITENING_EPSILON).sqrt()).flip(0)
+        varied = int((variances > _LEAST_VARIANCE * variances[-1]).sum())
+        if varied:
+            filters = filters[torch.arange(len(filters)) % varied]
+        self._set(filters, -(filters @ mean))
         self.fitted.fill_(True)
 
     @torch.no_grad()

@@ -172,3 +172,18 @@ def test_the_environment_names_versions_and_machine():
     assert environment["versions"]["torch"] == torch.__version__
     assert environment["device"] == "cpu"
     assert "cores" in environment["processor"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("fma avx2", "A 1 with AVX2, "),
+        ("avx2 avx512f", "A 1 with AVX-512, "),
+        ("avx2 avx512f avx512_bf16", "A 1 with AVX-512 and its bfloat16, "),
+        ("avx2 amx_bf16 avx512f avx512_bf16", "A 1 with AMX, "),
+        ("asimd", "A 1, "),
+    ],
+)
+def test_processors_of_one_name_differ_by_their_instructions(flags: str, said: str, tmp_path: Path):
+    (tmp_path / "cpuinfo").write_text(f"processor : 0\nmodel name\t: A 1\nflags\t\t: {flags}\n\nprocessor\t: 1\n")
+    assert runs._processor(tmp_path / "cpuinfo").startswith(said)

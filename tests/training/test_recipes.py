@@ -14,7 +14,15 @@ from dualcaps.config import DataConfig, ModelConfig, RecipeName
 from dualcaps.models import configure
 from dualcaps.runs.run import Run
 from dualcaps.training import recipes
-from dualcaps.training.recipes import PHOTO_SIDES, RECIPES, default_recipe, plan_photos, recipe, training_rate
+from dualcaps.training.recipes import (
+    PHOTO_SIDES,
+    RECIPES,
+    default_recipe,
+    photos_rate,
+    plan_photos,
+    recipe,
+    training_rate,
+)
 
 TRAINING = TrainConfig(batch_size=8, precision="float32", device="cpu")
 
@@ -50,6 +58,23 @@ def test_the_switches_of_a_recipe_are_those_of_its_network_and_trunk():
     assert photos.switches("da-capsnet-r", {"width": 8, "decoder": True}) == {"width": 8, "grid": 1, "decoder": True}
     assert photos.switches("da-capsnet-r", {"trunk": "mine"}) == {"trunk": "mine"}
     assert photos.switches("capsnet", {"width": 8}) == {"width": 8}
+
+
+def test_another_optimizer_than_the_recipes_gets_a_rate_of_its_own():
+    strong = RECIPES["strong"]
+    assert strong.training_config({"epochs": 3}) == dataclasses.replace(strong.training, epochs=3)
+    assert strong.training_config({"optimizer": "sgd"}).lr == strong.training.lr
+    assert strong.training_config({"optimizer": "adamw"}).lr is None  # 0.1 is far too high for AdamW
+    assert strong.training_config({"optimizer": "adamw", "lr": 0.01}).lr == 0.01
+
+
+def test_the_rate_of_photos_follows_from_the_network():
+    def rate(name: str, *, softmax: bool, **switches: str) -> tuple[float | None, str]:
+        return photos_rate(dataclasses.replace(configure(name, (3, 64, 64), 2), **switches), softmax=softmax)
+
+    assert rate("da-capsnet-r", softmax=False) == (0.15, "")
+    assert rate("resnet-r", softmax=True) == (0.025, "resnet-r ends in a softmax")
+    assert rate("da-capsnet-r", softmax=False, trunk_weights="a.safetensors") == (0.02, "the trunk is pretrained")
 
 
 def test_an_unknown_recipe_is_named():

@@ -1,7 +1,7 @@
 """`dualcaps train`."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -65,18 +65,19 @@ class Train:
         from dualcaps.data.load import complete_config, load_data
         from dualcaps.models import configure, create_model
         from dualcaps.training.fit import fit
-        from dualcaps.training.recipes import SOFTMAX_RATE, default_recipe, recipe
+        from dualcaps.training.recipes import default_recipe, photos_rate, recipe
 
         callbacks = _loggers(self.logger)
         options = complete_config(**vars(self.data))
         recipe_name = self.recipe or default_recipe(options.source, self.model)
         chosen = recipe(recipe_name)
         name = self.model or chosen.model
+        fixed = {"trunk", "trunk_weights", "width"} & given_switches.keys()
+        if recipe_name == "photos" and name == chosen.model and not fixed:
+            given_switches = {**_pretrained_trunk(), **given_switches}
         switches = chosen.switches(name, given_switches)
-        config = dataclasses.replace(chosen.training, **given)
+        config = chosen.training_config(given)
         if recipe_name == "photos":
-            if name == chosen.model and not {"trunk", "trunk_weights", "width"} & given_switches.keys():
-                switches, config = _with_pretrained_trunk(given_switches, config, given)
 
             def network(image_shape: tuple[int, int, int], num_classes: int) -> ModelConfig:
                 return configure(name, image_shape, num_classes, **switches)
@@ -88,9 +89,10 @@ class Train:
         print_notes(data.notes)
         torch.manual_seed(config.seed)
         model = create_model(name, data.image_shape, len(data.classes), **switches)
-        if recipe_name == "photos" and model.softmax and "lr" not in given and config.lr == chosen.training.lr:
-            config = dataclasses.replace(config, lr=SOFTMAX_RATE)
-            print_notes([f"recipe photos: learning rate {SOFTMAX_RATE}, as {name} ends in a softmax"])
+        if recipe_name == "photos" and "lr" not in given and config.lr is not None:
+            lr, reason = photos_rate(model.config, softmax=model.softmax)
+            config = dataclasses.replace(config, lr=lr)
+            print_notes([f"recipe photos: learning rate {lr}, as {reason}"] if reason else [])
         result = fit(model, data, config, out=self.out, resume=self.resume, callbacks=callbacks)
         evaluated_on = "validation" if config.protocol == "clean" else "test"
         epochs = len(result.history)
@@ -135,20 +137,16 @@ class Train:
         return dataclasses.replace(options, image_size=plan.image_size)
 
 
-def _with_pretrained_trunk(
-    switches: Mapping[str, Any], config: TrainConfig, given: Mapping[str, Any]
-) -> tuple[dict[str, Any], TrainConfig]:
-    """Switches and training options of `photos`: with a pretrained trunk if one is at hand, otherwise its own."""
+def _pretrained_trunk() -> dict[str, Any]:
+    """The switches of a pretrained trunk, if one is at hand."""
     from dualcaps.nn.trunks.timm import find_pretrained
-    from dualcaps.training.recipes import PRETRAINED_RATE, RECIPES
 
     found = find_pretrained()
     if found is None:
-        return RECIPES["photos"].switches(RECIPES["photos"].model, switches), config
+        return {}
     name, file = found
     print_notes([f"recipe photos: trunk timm:{name}, pretrained; --trunk residual trains all from scratch"])
-    trained = config if "lr" in given else dataclasses.replace(config, lr=PRETRAINED_RATE)
-    return {"trunk": f"timm:{name}", "trunk_weights": file, "grid": 2, **switches}, trained
+    return {"trunk": f"timm:{name}", "trunk_weights": file, "grid": 2}
 
 
 def _loggers(names: Sequence[str]) -> "list[Callback]":

@@ -303,13 +303,26 @@ def _commit() -> str | None:
     return described.stdout.strip()
 
 
-def _processor() -> str:
+_INSTRUCTIONS = {
+    "amx_bf16": "AMX",
+    "avx512_bf16": "AVX-512 and its bfloat16",
+    "avx512f": "AVX-512",
+    "avx2": "AVX2",
+}
+"""The flags of Linux for the instructions that decide a processor's speed, the most first; names alone do not tell."""
+
+
+def _processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The processor's name, its instructions and the number of cores."""
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+    fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    name = fields.get("model name") or platform.processor() or platform.machine()
+    flags = fields.get("flags", "").split()
+    instructions = next((f" with {text}" for flag, text in _INSTRUCTIONS.items() if flag in flags), "")
+    return f"{name}{instructions}, {os.cpu_count()} cores"
 
 
 def add_session(path: Path, session: Mapping[str, Any]) -> None:

@@ -58,6 +58,16 @@ class Recipe:
             own = {name: value for name, value in own.items() if name not in ("width", "grid")}
         return {**own, **given}
 
+    def training_config(self, given: Mapping[str, Any]) -> TrainConfig:
+        """The recipe's training options with the given ones in their place.
+
+        The recipe's learning rate is for its own optimizer; with another one it is the default of that.
+        """
+        own = self.training
+        if given.get("optimizer", own.optimizer) != own.optimizer:
+            own = dataclasses.replace(own, lr=None)
+        return dataclasses.replace(own, **given)
+
     def epochs(self, training_images: int) -> int:
         """The number of epochs for so many training images."""
         if self.images is None:
@@ -117,12 +127,8 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
 PHOTO_SIDES = (64, 96, 128, 160, 192, 224)
 """Sides of images in pixels that `plan_photos` chooses from."""
 
-PRETRAINED_RATE = 0.02
-"""Learning rate of `photos` with a pretrained trunk, whose weights a higher rate would destroy."""
-
-SOFTMAX_RATE = 0.025
-"""Learning rate of `photos` for networks that end in a softmax: 0.1 in batches of 128, in proportion to the batch."""
-
+_PRETRAINED_RATE = 0.02  # a higher one would destroy the weights
+_SOFTMAX_RATE = 0.025  # 0.1 in batches of 128, in proportion to the batch
 _BATCH_SIZE, _TIMED_STEPS = 128, 4
 
 
@@ -148,6 +154,20 @@ def default_recipe(source: str, model: str | None) -> str:
     """
     own = source not in DATASETS
     return "photos" if own and model in (None, RECIPES["photos"].model) else "paper"
+
+
+def photos_rate(network: ModelConfig, *, softmax: bool) -> tuple[float | None, str]:
+    """The learning rate of the recipe `photos` for a network, and why it is not the recipe's own; otherwise empty.
+
+    Args:
+        network: its configuration.
+        softmax: whether its outputs are those of a softmax.
+    """
+    if network.trunk_weights is not None:
+        return _PRETRAINED_RATE, "the trunk is pretrained"
+    if softmax:
+        return _SOFTMAX_RATE, f"{network.name} ends in a softmax"
+    return RECIPES["photos"].training.lr, ""
 
 
 class PhotoPlan(NamedTuple):

@@ -26,7 +26,8 @@ STEPS: dict[str, tuple[str, ...]] = {
     "each image standardised": ("--standardise",),
     "learning rate decays": ("--schedule", "one-cycle"),
     "residual trunk with BatchNorm, LayerNorm": ("--model", "da-capsnet-r", "--width", "32"),
-    "SGD, erasing, smoothed labels, test-time shifts": ("--recipe", "strong"),
+    "SGD, mixup, smoothed labels, test-time shifts": ("--recipe", "strong", "--augment", "shift,mixup"),
+    "96x96 pixels, crops of 80x80": ("--image-size", "96", "96", "--crop", "80", "80"),
 }
 """Options of `dualcaps train` that each step adds."""
 

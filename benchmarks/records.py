@@ -53,8 +53,8 @@ CARDS = {
     "cifar-10": Card(("--epochs", "40"), "94.85", 95.3, "95 of 60,000 images from a JPEG copy"),
     "smallnorb": Card(
         (
-            *("--camera", "stereo", "--image-size", "48", "48", "--crop", "32", "32", "--standardise"),
-            *("--width", "32", "--epochs", "30"),
+            *("--camera", "stereo", "--crop", "80", "80", "--standardise", "--augment", "shift,mixup"),
+            *("--image-size", "96", "96", "--width", "32", "--epochs", "20"),
         ),
         "98.7",
         98.6,

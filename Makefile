@@ -1,8 +1,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
-INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
+INSTALL := $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable
 
-.PHONY: train test quick test-oldest test-newest results docs release audit clean
+.PHONY: train test coverage quick test-oldest test-newest results docs release audit clean
 
 train: .venv/.installed  ## train da-capsnet on the embedded digits and show the result
 	$(BIN)/dualcaps train digits --epochs 40
@@ -11,6 +11,9 @@ test: .venv/.installed-dev  ## lint, types, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
+	$(BIN)/pytest -n auto
+
+coverage: .venv/.installed-dev  ## the tests again, and which lines they run; fails below 90 %
 	$(BIN)/pytest -n auto --cov --cov-fail-under=90
 
 quick: .venv/.installed-dev  ## lint, and the tests of what was changed since the last commit, without the slow ones

@@ -39,7 +39,7 @@ def small(**options: Any) -> CapsNetClassifier:
 
 @pytest.mark.slow
 @parametrize_with_checks(
-    [CapsNetClassifier(**SMALL, epochs=25, batch_size=32, lr=1e-2, random_state=0)],
+    [CapsNetClassifier(**SMALL, epochs=12, batch_size=32, lr=1e-2, random_state=0)],
     expected_failed_checks=lambda _: EXPECTED_FAILURES,
 )
 def test_scikit_learn_finds_nothing_wrong(estimator: Any, check: Any):

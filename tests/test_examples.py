@@ -98,7 +98,7 @@ def test_an_installed_plugin_needs_no_option(shapes: Path, tmp_path: Path):
 @pytest.mark.parametrize("model", ["capsnet", "da-capsnet"])
 def test_the_trunk_learns(model: str, run_cli: Callable):
     plugin = ("--plugin", EXAMPLES / "my_trunk.py", "--trunk", "residual-small")
-    said = run_cli("train", "digits", *plugin, "--model", model, "--no-decoder", "--epochs", 8, "--out", "run")
+    said = run_cli("train", "digits", *plugin, "--model", model, "--no-decoder", "--epochs", 5, "--out", "run")
     assert said.code == 0, said.err
     assert Run.open(Path("run")).result["test_accuracy"] > 0.7
 

@@ -3,15 +3,14 @@
 import errno
 import itertools
 import json
-import os
+import multiprocessing
 import random
 import shutil
-import signal
 import string
-import subprocess
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ import safetensors.torch
 import torch
 from PIL import Image, ImageDraw
 
-from dualcaps import DualcapsError
+from dualcaps import DualcapsError, cli
 from dualcaps.data import images
 from dualcaps.runs import files
 from dualcaps.runs.run import Run, locked
@@ -380,34 +379,39 @@ def test_plugins_that_cannot_be_loaded_are_one_line(run_cli: Callable):
 @pytest.mark.skipif(sys.platform == "win32", reason="kills by signal")
 def test_killed_at_random_moments_of_training_it_resumes_to_the_same_weights(shapes: Path, tmp_path: Path):
     command = [
-        *(sys.executable, "-m", "dualcaps", "train", str(shapes), "--model", "da-capsnet", "--epochs", "20"),
-        *("--batch-size", "8", "--precision", "float32", "--device", "cpu", "--deterministic", "--resume", "--out"),
+        *("train", str(shapes), "--model", "da-capsnet", "--epochs", "20", "--batch-size", "8", "--device", "cpu"),
+        *("--precision", "float32", "--deterministic", "--resume", "--out"),
     ]
-    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    context = multiprocessing.get_context("forkserver")  # imports torch once for all of them
+    context.set_forkserver_preload(["dualcaps.study.scheduler", "dualcaps.plots", "torch._dynamo"])
 
-    def start(run: Path) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            [*command, str(run)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
-        )
+    def start(run: Path) -> ForkServerProcess:
+        process = context.Process(target=cli.main, args=([*command, str(run)],))
+        process.start()
+        return process
 
     def sessions(run: Path) -> int:
         return len(Run.open(run).provenance["sessions"]) if run.exists() else 0
 
-    assert start(tmp_path / "whole").wait(timeout=300) == 0
+    first = start(tmp_path / "whole")
+    first.join(timeout=300)
+    assert first.exitcode == 0
     training_seconds = sum(line["seconds"] for line in Run.open(tmp_path / "whole").history)
     dice, run, kills = random.Random(0), tmp_path / "killed", 0
     while kills < 3:
         process = start(run)
-        while sessions(run) == kills and process.poll() is None:
+        while sessions(run) == kills and process.is_alive():
             time.sleep(0.01)  # until this process trains
         time.sleep(dice.uniform(0, training_seconds / 8))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.join()
         if Run.open(run).finished:
             break
         kills += 1
     assert kills == 3, "finished before it could be killed often"
-    assert start(run).wait(timeout=300) == 0
+    last = start(run)
+    last.join(timeout=300)
+    assert last.exitcode == 0
     whole, killed = (safetensors.torch.load_file(path / "model.safetensors") for path in (tmp_path / "whole", run))
     assert all(torch.equal(whole[name], killed[name]) for name in whole)
 

@@ -1,4 +1,7 @@
-"""The scheduler of a grid: each run in its own process, resumed where it stopped, several at a time."""
+"""The scheduler of a grid: each run in its own process, resumed where it stopped, several at a time.
+
+On Linux the processes are forked from one that has imported what they need, which saves some seconds a run.
+"""
 
 import datetime
 import json
@@ -329,10 +332,15 @@ def _next(waiting: Mapping[PlannedRun, int], clock: Clock, seconds: float, idle:
 
 
 def _start(run: PlannedRun, epochs: int, out: Path, data_dir: str | Path | None, jobs: int) -> tuple[Connection, _Job]:
-    context = multiprocessing.get_context("spawn")
+    if sys.platform == "linux":  # not on macOS, whose system libraries are not safe to fork
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__, "torch._dynamo"])  # the second is imported by the first optimizer
+    else:
+        context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     threads = max(1, torch.get_num_threads() // jobs)
-    process = context.Process(target=_work, args=(theirs, run, out, data_dir, threads, loaded_plugins()))
+    settings = (threads, dict(os.environ), loaded_plugins())
+    process = context.Process(target=_work, args=(theirs, run, out, data_dir, *settings))
     process.start()
     theirs.close()
     return ours, _Job(run, process, epochs)
@@ -344,9 +352,12 @@ def _work(
     out: Path,
     data_dir: str | Path | None,
     threads: int,
+    environment: Mapping[str, str],
     plugins: Sequence[str],
 ) -> None:
     """Worker process: train one run, send each epoch's metrics, then None or the reason of a failure."""
+    os.environ.clear()  # of the first start, where the process was forked
+    os.environ.update(environment)
     parent = multiprocessing.parent_process()
     assert parent is not None
 

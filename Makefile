@@ -1,6 +1,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
-INSTALL := $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable
+INSTALL := $(BIN)/python -m pip install --quiet $(PIP_OPTIONS) --constraint constraints.txt --editable
 
 .PHONY: train test coverage quick test-oldest test-newest results docs release audit clean
 

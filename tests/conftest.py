@@ -47,8 +47,8 @@ def poisoned_memory():
 
 
 @pytest.fixture(autouse=True, scope="session")
-def memory_only() -> Iterator[None]:
-    """Nothing waits for the disk, which costs a fifth of a short training: no test's files must survive a power cut."""
+def no_waiting_for_the_disk() -> Iterator[None]:
+    """Files need not survive a power cut; writing them through takes a fifth of the time of a short training."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
         yield

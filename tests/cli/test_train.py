@@ -3,14 +3,13 @@
 import errno
 import itertools
 import json
-import multiprocessing
 import random
 import shutil
 import string
 import sys
 import time
 from collections.abc import Callable
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from dualcaps import DualcapsError, cli
 from dualcaps.data import images
 from dualcaps.runs import files
 from dualcaps.runs.run import Run, locked
+from dualcaps.study.scheduler import process_context
 
 from .messages import FAST, assert_one_line, assert_one_line_at_end
 
@@ -382,20 +382,21 @@ def test_killed_at_random_moments_of_training_it_resumes_to_the_same_weights(sha
         *("train", str(shapes), "--model", "da-capsnet", "--epochs", "20", "--batch-size", "8", "--device", "cpu"),
         *("--precision", "float32", "--deterministic", "--resume", "--out"),
     ]
-    context = multiprocessing.get_context("forkserver")  # imports torch once for all of them
-    context.set_forkserver_preload(["dualcaps.study.scheduler", "dualcaps.plots", "torch._dynamo"])
 
-    def start(run: Path) -> ForkServerProcess:
-        process = context.Process(target=cli.main, args=([*command, str(run)],))
+    def start(run: Path) -> BaseProcess:
+        process = process_context().Process(target=cli.main, args=([*command, str(run)],))
         process.start()
         return process
 
     def sessions(run: Path) -> int:
         return len(Run.open(run).provenance["sessions"]) if run.exists() else 0
 
-    first = start(tmp_path / "whole")
-    first.join(timeout=300)
-    assert first.exitcode == 0
+    def train(run: Path) -> None:
+        process = start(run)
+        process.join(timeout=300)
+        assert process.exitcode == 0
+
+    train(tmp_path / "whole")
     training_seconds = sum(line["seconds"] for line in Run.open(tmp_path / "whole").history)
     dice, run, kills = random.Random(0), tmp_path / "killed", 0
     while kills < 3:
@@ -409,9 +410,7 @@ def test_killed_at_random_moments_of_training_it_resumes_to_the_same_weights(sha
             break
         kills += 1
     assert kills == 3, "finished before it could be killed often"
-    last = start(run)
-    last.join(timeout=300)
-    assert last.exitcode == 0
+    train(run)
     whole, killed = (safetensors.torch.load_file(path / "model.safetensors") for path in (tmp_path / "whole", run))
     assert all(torch.equal(whole[name], killed[name]) for name in whole)
 

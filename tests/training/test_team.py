@@ -98,7 +98,12 @@ def test_a_killed_process_ends_the_others_and_any_number_goes_on(
     for processes in (1, 2):
         done += 3
         resumed = ("train", shapes_folder, *SETTINGS, "--epochs", done, "--out", tmp_path / "run", "--resume")
-        words = run_cli(*resumed).err if processes == 1 else said(start_two(*resumed))
+        if processes == 1:
+            code, out, err = run_cli(*resumed)
+            assert code == 0, err
+            words = out + err
+        else:
+            words = said(start_two(*resumed))
         assert f"resumed after epoch {done - 3} of {done}" in words
     run = Run.open(tmp_path / "run")
     assert [line["epoch"] for line in run.history] == list(range(1, done + 1))

@@ -1,7 +1,4 @@
-"""The scheduler of a grid: each run in its own process, resumed where it stopped, several at a time.
-
-On Linux the processes are forked from one that has imported what they need, which saves some seconds a run.
-"""
+"""The scheduler of a grid: each run in its own process, resumed where it stopped, several at a time."""
 
 import datetime
 import json
@@ -17,7 +14,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -37,6 +34,9 @@ from dualcaps.study.plan import Failure, PlannedRun
 from dualcaps.study.records import Record, record_of
 from dualcaps.training.callbacks import Callback
 from dualcaps.training.fit import fit
+
+if TYPE_CHECKING:  # the first does not exist on Windows
+    from multiprocessing.context import ForkServerContext, SpawnContext
 
 _STRIP_EPOCHS = 7  # as many as Figs. 8 and 9 show
 
@@ -331,16 +331,25 @@ def _next(waiting: Mapping[PlannedRun, int], clock: Clock, seconds: float, idle:
     return next(fitting, in_order[0] if in_order and idle and seconds > 0 else None)
 
 
+def process_context() -> "ForkServerContext | SpawnContext":
+    """How processes that train are started.
+
+    On Linux they are forked from a process that has imported what trainings need, which saves some seconds each. They
+    have its environment variables, which are those of the time when the first one was started.
+    """
+    if sys.platform != "linux":  # the system libraries of macOS are not safe to fork
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "dualcaps.plots", "torch._dynamo"])  # the last is used by all optimizers
+    return context
+
+
 def _start(run: PlannedRun, epochs: int, out: Path, data_dir: str | Path | None, jobs: int) -> tuple[Connection, _Job]:
-    if sys.platform == "linux":  # not on macOS, whose system libraries are not safe to fork
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([__name__, "torch._dynamo"])  # the second is imported by the first optimizer
-    else:
-        context = multiprocessing.get_context("spawn")
+    context = process_context()
     ours, theirs = context.Pipe(duplex=False)
     threads = max(1, torch.get_num_threads() // jobs)
-    settings = (threads, dict(os.environ), loaded_plugins())
-    process = context.Process(target=_work, args=(theirs, run, out, data_dir, *settings))
+    arguments = (theirs, run, out, data_dir, threads, dict(os.environ), loaded_plugins())
+    process = context.Process(target=_work, args=arguments)
     process.start()
     theirs.close()
     return ours, _Job(run, process, epochs)
@@ -356,7 +365,7 @@ def _work(
     plugins: Sequence[str],
 ) -> None:
     """Worker process: train one run, send each epoch's metrics, then None or the reason of a failure."""
-    os.environ.clear()  # of the first start, where the process was forked
+    os.environ.clear()
     os.environ.update(environment)
     parent = multiprocessing.parent_process()
     assert parent is not None

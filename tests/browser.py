@@ -1,11 +1,15 @@
 """Chromium for tests of pages."""
 
+import base64
+import io
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -21,3 +25,9 @@ def start_chromium() -> Iterator[Any]:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=list(quiet))
         yield chromium
         chromium.close()
+
+
+def pixels(page: Any, canvas: str) -> np.ndarray:
+    """What a canvas shows: [height, width, 3], 0 to 255."""
+    picture = page.locator(canvas).evaluate("c => c.toDataURL('image/png')").partition(",")[2]
+    return np.array(Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB")).astype(int)

@@ -1,7 +1,6 @@
 """The page of explanations: what it holds, and what it does in a browser without a network."""
 
 import base64
-import io
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -11,12 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from browser import start_chromium
-from PIL import Image
+from browser import pixels, start_chromium
 
 from dualcaps import DataError, ImageSplit, Network, create_model, predict
 from dualcaps.explain.maps import MAPS
-from dualcaps.explain.page import Subject, explanation_page
+from dualcaps.explain.page import Subject, decoder_layers, explanation_page
 from dualcaps.explain.sweep import seen_ranges
 
 
@@ -78,6 +76,17 @@ def test_parts_that_a_network_lacks_are_left_out():
         explanation_page([Subject("cnn", "", network("cnn"), images(1))], ["x", "y"])
 
 
+def test_decoders_are_left_to_the_window_around_the_page():
+    subjects = [Subject(name, "", network(name), images(1)) for name in ("da-capsnet", "cnn")]
+    page = explanation_page(subjects, ["x"], with_decoders=False)
+    assert len(page) < 100_000
+    assert [run["decoder"] for run in content(page)["runs"]] == [True, None]
+    assert [layers and len(layers) for layers in map(decoder_layers, (subject.model for subject in subjects))] == [
+        3,
+        None,
+    ]
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     with start_chromium() as chromium:
@@ -104,12 +113,6 @@ def open_page(browser: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
     yield open_page
     context.close()
     assert [text for text in said if not text.startswith("data:")] == []
-
-
-def pixels(page: Any, canvas: str) -> np.ndarray:
-    """What a canvas shows: [height, width, 3], 0 to 255."""
-    picture = page.locator(canvas).evaluate("c => c.toDataURL('image/png')").partition(",")[2]
-    return np.array(Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB")).astype(int)
 
 
 def test_a_slider_changes_the_reconstruction_as_pytorch_does(open_page: Callable[..., Any]):

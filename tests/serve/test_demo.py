@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from browser import start_chromium
+from browser import pixels, start_chromium
 from PIL import Image
 
 from dualcaps import ConfigError, DataError, ImageDataset, TrainConfig, create_model, fit, predict
@@ -99,9 +99,12 @@ def explained(page: Any, name: str) -> Any:
     return frame
 
 
-def answers(frame: Any) -> list[str]:
-    """The class with the longest capsule, of each run."""
-    return [bar.locator("span").first.inner_text() for bar in frame.locator(".bars button[aria-pressed=true]").all()]
+def answered(page: Any, name: str, *expected: str) -> Any:
+    """The frame as above, once the longest capsule of each run is of the class expected."""
+    frame = explained(page, name)
+    chosen = frame.locator(".bars button[aria-pressed=true] > span:first-child")
+    pytest.importorskip("playwright.sync_api").expect(chosen).to_have_text(expected, timeout=60_000)
+    return frame
 
 
 def draw(page: Any, *strokes: tuple[float, float, float, float], steps: int = 3) -> None:
@@ -122,10 +125,12 @@ DOWN, ACROSS = (0.5, 0.1, 0.5, 0.9), (0.1, 0.5, 0.9, 0.5)
 
 def test_a_drawing_is_explained_by_both_runs_and_follows_the_sliders(open_demo: Callable, subjects: list[Subject]):
     page = open_demo()
-    assert answers(explained(page, "test image: across")) == ["across", "across"]
+    frame = answered(page, "test image: across", "across", "across")
+    for number, subject in enumerate(subjects):
+        drawn = subject.model.reconstruct(subject.model(subject.images[:1]).poses)[0, 0].detach().numpy()
+        assert np.abs(pixels(frame, f"#run{number}-drawn")[..., 0] - 255 * drawn).max() <= 1.0
     draw(page, DOWN)
-    frame = explained(page, "drawing")
-    assert answers(frame) == ["down", "down"]
+    frame = answered(page, "drawing", "down", "down")
     assert frame.locator("h2").all_inner_texts() == ["run da-capsnet", "run capsnet"]
     seconds = frame.locator("#run0-drawn").evaluate(
         """canvas => {
@@ -170,28 +175,28 @@ def test_uploads_have_an_answer_or_a_message_and_the_page_lives_on(open_demo: Ca
         chosen.set_input_files(tmp_path / name)
 
     upload("large.jpg")
-    assert answers(explained(page, "large.jpg")) == ["down", "down"]
+    answered(page, "large.jpg", "down", "down")
     for name in ("text.txt", "broken.png"):
         upload(name)
         page.get_by_role("alert").get_by_text(re.compile(f"^{name}: ")).wait_for(timeout=60_000)
     upload("line.png")
     explained(page, "line.png")
     draw(page, DOWN)
-    assert answers(explained(page, "drawing")) == ["down", "down"]
+    answered(page, "drawing", "down", "down")
 
 
 def test_fifty_quick_requests_end_with_the_last_one(open_demo: Callable):
     page = open_demo()
     draw(page, *[(0.5, 0.1 + step / 70, 0.5, 0.12 + step / 70) for step in range(50)], steps=1)
-    assert answers(explained(page, "drawing")) == ["down", "down"]
+    answered(page, "drawing", "down", "down")
 
 
 def test_two_people_see_their_own_images(open_demo: Callable):
     first, second = open_demo(), open_demo()
     draw(first, DOWN)
     draw(second, ACROSS)
-    assert answers(explained(second, "drawing")) == ["across", "across"]
-    assert answers(explained(first, "drawing")) == ["down", "down"]
+    answered(second, "drawing", "across", "across")
+    answered(first, "drawing", "down", "down")
 
 
 def test_a_narrow_window_and_the_keyboard_are_enough(open_demo: Callable):

@@ -39,7 +39,7 @@ class Subject(NamedTuple):
     ranges: Float[Tensor, "classes 2 dim"] | None = None
 
 
-def explanation_page(subjects: Sequence[Subject], names: Sequence[str]) -> str:
+def explanation_page(subjects: Sequence[Subject], names: Sequence[str], *, with_decoders: bool = True) -> str:
     """The page, as HTML that needs no other file and no network.
 
     Kinds of maps that a network lacks the parts for are left out, and so are routing and decoder.
@@ -47,6 +47,9 @@ def explanation_page(subjects: Sequence[Subject], names: Sequence[str]) -> str:
     Args:
         subjects: one network, or several side by side; all with the same images.
         names: of the images.
+        with_decoders: keep the decoders' weights, nearly all of its size, in the page. Otherwise it is for a frame: it
+            sends `{wanted: "decoders"}` to the window around it and expects `{decoders: [...]}`, the layers of each
+            network by `decoder_layers`.
 
     Raises:
         DataError: no images, or not as many as names.
@@ -54,13 +57,36 @@ def explanation_page(subjects: Sequence[Subject], names: Sequence[str]) -> str:
     for subject in subjects:
         if not len(names) or len(subject.images) != len(names):
             raise DataError(f"{len(subject.images)} images for {len(names)} names: a page needs at least one image")
-    data = {"runs": [_describe(subject, names) for subject in subjects]}
+    data = {"runs": [_describe(subject, names, with_decoders) for subject in subjects]}
     text = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     template = resources.files("dualcaps.explain").joinpath("page.html").read_text(encoding="utf-8")
     return template.replace("__DATA__", text)
 
 
-def _describe(subject: Subject, names: Sequence[str]) -> dict[str, Any]:
+def decoder_layers(model: Network) -> list[dict[str, Any]] | None:
+    """The decoder for the page: its fully connected layers in half precision, each with the activation after it.
+
+    None for a network without one.
+    """
+    if model.decoder is None:
+        return None
+    modules = list(model.decoder.layers)
+    described = []
+    for linear, activation in zip(modules[::2], modules[1::2], strict=True):
+        assert isinstance(linear, nn.Linear)
+        described.append(
+            {
+                "weight": _text(linear.weight.detach().half().cpu().numpy()),
+                "bias": _text(linear.bias.detach().half().cpu().numpy()),
+                "outputs": linear.out_features,
+                "columns": linear.in_features,
+                "activation": _ACTIVATIONS[type(activation)],
+            }
+        )
+    return described
+
+
+def _describe(subject: Subject, names: Sequence[str], with_decoder: bool) -> dict[str, Any]:
     model = subject.model
     batch = to_unit_range(subject.images.to(next(model.parameters()).device))
     maps = {kind: _maps(model, batch, kind) for kind in usable_maps(model) if kind != "random"}
@@ -79,6 +105,9 @@ def _describe(subject: Subject, names: Sequence[str]) -> dict[str, Any]:
             if parts.iterations and parts.features is not None:
                 entry["routing"] = _routing(parts, number)
         entries.append(entry)
+    decoder = None
+    if model.decoder is not None and parts.gated_votes is not None:
+        decoder = decoder_layers(model) if with_decoder else True
     return {
         "title": subject.title,
         "about": subject.about,
@@ -87,7 +116,7 @@ def _describe(subject: Subject, names: Sequence[str]) -> dict[str, Any]:
         "kinds": list(maps),
         "entries": entries,
         "ranges": None if subject.ranges is None else [[_rounded(side) for side in pair] for pair in subject.ranges],
-        "decoder": None if model.decoder is None or parts.gated_votes is None else _decoder(model.decoder.layers),
+        "decoder": decoder,
     }
 
 
@@ -119,25 +148,6 @@ def _routing(parts: Any, number: int) -> dict[str, Any]:
         "couplings": _text(stacked.numpy()),
         "lengths": [_rounded(step.parents[number].norm(dim=-1)) for step in parts.iterations],
     }
-
-
-def _decoder(layers: nn.Sequential) -> dict[str, Any]:
-    """Fully connected layers in half precision, each with the activation that follows it."""
-    modules = list(layers)
-    pairs = zip(modules[::2], modules[1::2], strict=True)
-    described = []
-    for linear, activation in pairs:
-        assert isinstance(linear, nn.Linear)
-        described.append(
-            {
-                "weight": _text(linear.weight.detach().half().cpu().numpy()),
-                "bias": _text(linear.bias.detach().half().cpu().numpy()),
-                "outputs": linear.out_features,
-                "columns": linear.in_features,
-                "activation": _ACTIVATIONS[type(activation)],
-            }
-        )
-    return {"layers": described}
 
 
 def _rounded(values: Tensor) -> list[float]:

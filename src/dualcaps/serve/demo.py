@@ -16,7 +16,7 @@ from PIL import Image, ImageFilter
 
 from dualcaps.data.images import check_channels, read_image
 from dualcaps.errors import ConfigError, DataError, DualcapsError
-from dualcaps.explain.page import Subject, explanation_page
+from dualcaps.explain.page import Subject, decoder_layers, explanation_page
 
 if TYPE_CHECKING:
     import gradio
@@ -49,10 +49,16 @@ element.querySelector("button").addEventListener("click", () => {
   props.value = "";
 });
 """
-_FIT_HEIGHT = """
-window.addEventListener("message", event => {
+_ANSWER_FRAME = """
+let decoders;
+window.addEventListener("message", async event => {
   const frame = element.querySelector("iframe");
-  if (frame && event.source === frame.contentWindow) frame.style.height = `${event.data.height}px`;
+  if (!frame || event.source !== frame.contentWindow) return;
+  if (event.data.height) frame.style.height = `${event.data.height}px`;
+  if (event.data.wanted === "decoders") {
+    decoders ??= server.decoders();
+    event.source.postMessage({ decoders: await decoders }, "*");
+  }
 });
 """
 
@@ -130,7 +136,7 @@ def with_image(subject: Subject, content: bytes, name: str) -> Subject:
 
 def explanation_frame(subjects: Sequence[Subject], name: str) -> str:
     """The page of explanations of one image as an inline frame."""
-    page = html.escape(explanation_page(subjects, [name]))
+    page = html.escape(explanation_page(subjects, [name], with_decoders=False))
     return f'<iframe title="Explanation of {html.escape(name)}" {_FRAME} srcdoc="{page}"></iframe>'
 
 
@@ -163,6 +169,12 @@ def build_demo(subjects: Sequence[Subject], names: Sequence[str]) -> "gradio.Blo
     first = subjects[0]
     style = style_of(first.images)
 
+    layers = [decoder_layers(subject.model) for subject in subjects]
+
+    def decoders(_: list[Any]) -> list[list[dict[str, Any]] | None]:
+        """The decoders, which a browser asks for once: they are a hundred times as large as an explanation."""
+        return layers
+
     def explain(content: bytes, name: str) -> str:
         return explanation_frame([with_image(subject, content, name) for subject in subjects], name)
 
@@ -192,16 +204,21 @@ def build_demo(subjects: Sequence[Subject], names: Sequence[str]) -> "gradio.Blo
         with gr.Tab("Upload"):
             limit = f"an image file of at most {LARGEST_UPLOAD // 2**20} MB"
             upload = gr.File(label=f"Upload {limit}", type="filepath", elem_id="upload")
-        shown = gr.HTML(js_on_load=_FIT_HEIGHT, elem_id="explanation")
+        shown = gr.HTML(js_on_load=_ANSWER_FRAME, server_functions=[decoders], elem_id="explanation")
         for event, function, source in (
             (demo.load, explain_chosen, chosen),
             (chosen.input, explain_chosen, chosen),
             (drawing.change, explain_drawing, drawing),
             (upload.change, explain_upload, upload),
         ):
-            # Networks are not used by two threads at once.
             event(
-                function, source, shown, trigger_mode="always_last", concurrency_id="explain", api_visibility="private"
+                function,
+                source,
+                shown,
+                trigger_mode="always_last",
+                concurrency_id="explain",  # networks are not used by two threads at once
+                show_progress="minimal",  # the full one is animated, which takes a core from the network
+                api_visibility="private",
             )
     return demo
 

@@ -17,6 +17,7 @@ import time
 import venv
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as the command line does, for all candidates
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -146,16 +147,20 @@ def train_run(arguments: Sequence[str], folder: Path) -> Run:
 
 
 def session_cells(run: Run) -> Row:
-    """With what a run was made."""
+    """With what a run was made, in all its sessions."""
     assert run.result is not None
-    session = run.provenance["sessions"][0]
+    sessions = run.provenance["sessions"]
+
+    def values(of: Callable[[Any], object]) -> str:
+        return "; ".join(dict.fromkeys(str(of(session)) for session in sessions))
+
     return {
         "images_sha256": run.provenance["data"]["sha256"],
         "precision": run.result["precision"],
-        "processor": session["processor"],
-        "threads": str(session["threads"]),
-        "torch": session["versions"]["torch"],
-        "commits": " ".join(sorted({str(one["commit"]) for one in run.provenance["sessions"]})),
+        "processor": values(lambda session: session["processor"]),
+        "threads": values(lambda session: session["threads"]),
+        "torch": values(lambda session: session["versions"]["torch"]),
+        "commits": " ".join(sorted({str(session["commit"]) for session in sessions})),
     }
 
 

@@ -14,9 +14,10 @@ import json
 import shlex
 import shutil
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from common import ROOT, differences, in_half_precision, mean_and_spread, train_run
 from safetensors.torch import save_file
@@ -143,7 +144,8 @@ def write(data: str, folder: Path) -> None:
         for name, opened in found.items():
             texts = [(run.path / WITHOUT_LOSSY).read_text(encoding="utf-8") for run in opened]
             lines.append(f"- {name}: {mean_and_spread([100 * json.loads(text)['test_accuracy'] for text in texts])} %")
-    sessions = {_session(run) for opened in found.values() for run in opened}
+    runs = [run for opened in found.values() for run in opened]
+    sessions = {_conditions(session) for run in runs for session in run.provenance["sessions"]}
     lines += ["", "Trained with", "", "    dualcaps " + shlex.join(command(data, "da-capsnet-r", 0)), "", "on", ""]
     lines += [f"- {session}" for session in sorted(sessions)]
     write_text(folder / "README.md", "\n".join([*lines, ""]))
@@ -206,8 +208,7 @@ def _without_lossy(run: Run) -> float:
     return float((evaluation.predicted == evaluation.labels)[kept].mean())
 
 
-def _session(run: Run) -> str:
-    session = run.provenance["sessions"][-1]
+def _conditions(session: Mapping[str, Any]) -> str:
     versions = session["versions"]
     threads = f"{session['threads']} thread{'s' * (session['threads'] > 1)}"
     software = f"torch {versions['torch']}, commit {session['commit'][:9]}"

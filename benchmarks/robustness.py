@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import ROOT, read_rows
+from common import ROOT, read_rows, session_cells
 
 from dualcaps import TrainConfig, create_model, fit, load_data, load_model
 from dualcaps.data.dataset import ImageDataset
@@ -95,15 +95,13 @@ def measure(run: Run, data: ImageDataset) -> Iterator[Row]:
         suites = [name for name in SUITES if name not in ("affine", "overlap")]
         found = robustness(model, test, suites, count=COUNT, attacked=ATTACKED)
         scores = [*scores, *(score for score in found.scores if score.suite != "clean")]
-    session = run.provenance["sessions"][0]
+    made_with = session_cells(run)
     about = {
         "data": run.data.source,
         "network": run.model.name,
         "seed": run.training.seed,
         "epochs": len(run.history),
-        "commits": " ".join(sorted({str(one["commit"]) for one in run.provenance["sessions"]})),
-        "processor": session["processor"],
-        "torch": session["versions"]["torch"],
+        **{name: made_with[name] for name in ("commits", "processor", "torch")},
     }
     print(f"{run.path}: measured", flush=True)
     for score in scores:

@@ -164,10 +164,14 @@ def test_warnings_for_users_are_notes_and_filters_are_restored(
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_at_any_time_ends_the_program_in_one_line(number: signal.Signals, shapes_folder: Path):
     command = [sys.executable, "-m", "dualcaps", "train", str(shapes_folder), "--epochs", "9999", "--out", "run"]
-    ended = []
-    for delay in (0.2, 0.8, 2.0, 6.0):
+    metrics, ended = Path("run", "metrics.jsonl"), []
+    for seconds, epochs in ((0.2, 0), (0.8, 0), (2.0, 0), (0.0, 1)):
+        before = metrics.read_text().count("\n") if metrics.exists() else 0
         process = subprocess.Popen([*command, "--resume"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        time.sleep(delay)
+        time.sleep(seconds)
+        while epochs and not (metrics.exists() and metrics.read_text().count("\n") >= before + epochs):
+            assert process.poll() is None
+            time.sleep(0.1)
         process.send_signal(number)
         said = process.communicate(timeout=60)[1]
         assert "Traceback" not in said, said

@@ -23,8 +23,8 @@ NETWORKS = [
     ("sabour-capsnet", (1, 28, 28), {"decoder": False}),
     ("da-capsnet-r", (3, 32, 32), {"width": 8, "readout": "linear"}),
     ("cnn", (1, 28, 28), {}),
-    ("capsnet", (1, 28, 28), {"width": 8, "routing": "em"}),
-    ("da-capsnet", (3, 48, 48), {"width": 8, "crop": (32, 32), "standardise": True}),
+    ("capsnet", (1, 16, 16), {"width": 8, "routing": "em", "decoder": False}),
+    ("da-capsnet", (3, 24, 24), {"width": 8, "crop": (20, 20), "standardise": True, "decoder": False}),
 ]
 
 
@@ -57,8 +57,8 @@ def test_networks_answer_the_same_in_onnxruntime(
 @pytest.mark.slow
 def test_eight_bits_are_smaller_and_nearly_the_same(tmp_path: Path):
     torch.manual_seed(0)
-    model = create_model("capsnet", (1, 28, 28), 4, width=16, decoder=False).eval()
-    images = torch.randint(256, (40, 1, 28, 28), dtype=torch.uint8)
+    model = create_model("capsnet", (1, 20, 20), 4, width=16, decoder=False).eval()
+    images = torch.randint(256, (40, 1, 20, 20), dtype=torch.uint8)
     whole = export_onnx(model, tmp_path / "whole.onnx", images, metadata={}).classifier
     eight = export_onnx(model, tmp_path / "eight.onnx", images, metadata={}, int8=True, calibration=images).classifier
     assert eight.stat().st_size < 0.6 * whole.stat().st_size

@@ -48,6 +48,7 @@ def assert_equal_records(run: PlannedRun, one: Path, other: Path) -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_a_grid_on_ray_survives_the_death_of_a_computer(shapes: Path, tmp_path: Path, one_thread: None, monkeypatch):
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # by default 15: they would wait for the other tests
     ray_cluster = pytest.importorskip("ray.cluster_utils")
     import ray
 

@@ -217,8 +217,9 @@ def test_a_narrow_window_and_the_keyboard_are_enough(open_demo: Callable):
     page.keyboard.press("Enter")
     frame = page.frame_locator("#explanation iframe")
     frame.locator("#choice").get_by_text(re.compile("test image: (down|cross)")).wait_for(timeout=60_000)
-    height = page.locator("#explanation iframe").evaluate("frame => frame.clientHeight")
-    assert height >= frame.locator("body").evaluate("body => body.scrollHeight")
+    frame.locator("#run1-drawn").wait_for()
+    height = frame.locator("body").evaluate("body => body.scrollHeight")
+    page.wait_for_function("height => document.querySelector('#explanation iframe').clientHeight >= height", arg=height)
 
 
 def test_a_drawing_is_made_like_the_data(subjects: list[Subject]):

@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib import resources
 from typing import Any, NamedTuple
 
@@ -13,9 +13,12 @@ from torch import Tensor, nn
 
 from dualcaps.errors import DataError
 from dualcaps.explain.credit import on_grid
-from dualcaps.explain.maps import explain, usable_maps
+from dualcaps.explain.maps import MAPS, explain, usable_maps
 from dualcaps.models import Network
 from dualcaps.nn import to_unit_range, training_mode
+
+PAGE_MAPS = tuple(kind for kind in MAPS if kind != "random")
+"""The kinds of maps on a page."""
 
 _EXPLAINED_AT_ONCE = 32  # pairs of an image and a class
 _LARGEST_MAP = 64  # rows and columns of a map that is kept in the page
@@ -39,7 +42,13 @@ class Subject(NamedTuple):
     ranges: Float[Tensor, "classes 2 dim"] | None = None
 
 
-def explanation_page(subjects: Sequence[Subject], names: Sequence[str], *, with_decoders: bool = True) -> str:
+def explanation_page(
+    subjects: Sequence[Subject],
+    names: Sequence[str],
+    *,
+    kinds: Collection[str] = PAGE_MAPS,
+    with_decoders: bool = True,
+) -> str:
     """The page, as HTML that needs no other file and no network.
 
     Kinds of maps that a network lacks the parts for are left out, and so are routing and decoder.
@@ -47,6 +56,7 @@ def explanation_page(subjects: Sequence[Subject], names: Sequence[str], *, with_
     Args:
         subjects: one network, or several side by side; all with the same images.
         names: of the images.
+        kinds: of maps.
         with_decoders: keep the decoders' weights, nearly all of its size, in the page. Otherwise it is for a frame: it
             sends `{wanted: "decoders"}` to the window around it and expects `{decoders: [...]}`, the layers of each
             network by `decoder_layers`.
@@ -57,7 +67,7 @@ def explanation_page(subjects: Sequence[Subject], names: Sequence[str], *, with_
     for subject in subjects:
         if not len(names) or len(subject.images) != len(names):
             raise DataError(f"{len(subject.images)} images for {len(names)} names: a page needs at least one image")
-    data = {"runs": [_describe(subject, names, with_decoders) for subject in subjects]}
+    data = {"runs": [_describe(subject, names, kinds, with_decoders) for subject in subjects]}
     text = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     template = resources.files("dualcaps.explain").joinpath("page.html").read_text(encoding="utf-8")
     return template.replace("__DATA__", text)
@@ -86,10 +96,10 @@ def decoder_layers(model: Network) -> list[dict[str, Any]] | None:
     return described
 
 
-def _describe(subject: Subject, names: Sequence[str], with_decoder: bool) -> dict[str, Any]:
+def _describe(subject: Subject, names: Sequence[str], kinds: Collection[str], with_decoder: bool) -> dict[str, Any]:
     model = subject.model
     batch = to_unit_range(subject.images.to(next(model.parameters()).device))
-    maps = {kind: _maps(model, batch, kind) for kind in usable_maps(model) if kind != "random"}
+    maps = {kind: _maps(model, batch, kind) for kind in usable_maps(model) if kind in kinds}
     with training_mode(model, False), torch.no_grad():
         parts = model(batch, intermediates=True)
     entries = []

@@ -16,7 +16,7 @@ from PIL import Image, ImageFilter
 
 from dualcaps.data.images import check_channels, read_image
 from dualcaps.errors import ConfigError, DataError, DualcapsError
-from dualcaps.explain.page import Subject, decoder_layers, explanation_page
+from dualcaps.explain.page import PAGE_MAPS, Subject, decoder_layers, explanation_page
 
 if TYPE_CHECKING:
     import gradio
@@ -25,6 +25,7 @@ LARGEST_UPLOAD = 64 * 2**20
 """Bytes of an uploaded file."""
 
 _THICKENED = (0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08)  # the strokes of a drawing to both sides, as shares of its side
+_MAPS = tuple(kind for kind in PAGE_MAPS if kind != "smoothgrad")  # which takes most of the time of a page
 _FRAME = 'style="width:100%;height:1200px;border:0" sandbox="allow-scripts"'
 _SIDE = 280  # pixels of the square to draw into; a stroke is as thick in it as MNIST's are
 _CANVAS = f"""
@@ -136,7 +137,7 @@ def with_image(subject: Subject, content: bytes, name: str) -> Subject:
 
 def explanation_frame(subjects: Sequence[Subject], name: str) -> str:
     """The page of explanations of one image as an inline frame."""
-    page = html.escape(explanation_page(subjects, [name], with_decoders=False))
+    page = html.escape(explanation_page(subjects, [name], kinds=_MAPS, with_decoders=False))
     return f'<iframe title="Explanation of {html.escape(name)}" {_FRAME} srcdoc="{page}"></iframe>'
 
 

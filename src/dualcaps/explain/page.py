@@ -56,7 +56,7 @@ def explanation_page(
     Args:
         subjects: one network, or several side by side; all with the same images.
         names: of the images.
-        kinds: of maps.
+        kinds: the kinds of maps, of which each network needs the parts for at least one.
         with_decoders: keep the decoders' weights, nearly all of its size, in the page. Otherwise it is for a frame: it
             sends `{wanted: "decoders"}` to the window around it and expects `{decoders: [...]}`, the layers of each
             network by `decoder_layers`.

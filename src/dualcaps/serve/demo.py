@@ -169,7 +169,6 @@ def build_demo(subjects: Sequence[Subject], names: Sequence[str]) -> "gradio.Blo
     gr = require_gradio()
     first = subjects[0]
     style = style_of(first.images)
-
     layers = [decoder_layers(subject.model) for subject in subjects]
 
     def decoders(_: list[Any]) -> list[list[dict[str, Any]] | None]:

@@ -1,6 +1,7 @@
 """Made-up records, as a grid of runs would leave them."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Sequence
@@ -21,6 +22,15 @@ def variant_of(text: str) -> Variant:
         except ValueError:
             switches[name] = value
     return Variant(model, tuple(switches.items()))
+
+
+@functools.cache
+def _configured(network: str, width: int) -> tuple[Variant, int, str]:
+    """A network, its width and its configuration as JSON."""
+    variant = variant_of(network)
+    model = variant.configure((1, 28, 28), 10)
+    model = dataclasses.replace(model, width=width) if width != 64 else model
+    return variant, model.width, json.dumps(to_json(model))
 
 
 def key_of(text: str, place: str | None = None) -> DataKey:
@@ -48,12 +58,11 @@ def record(
     accuracies = [*accuracies, *[accuracies[-1]] * ((epochs or 0) - len(accuracies))]
     history = tuple(Epoch(n, 0.1, 0.9, a / 100, 1.5, 1000.0) for n, a in enumerate(accuracies, 1))
     best = max(history, key=lambda epoch: (epoch.accuracy, epoch.epoch))
-    model = variant_of(network).configure((1, 28, 28), 10)
-    model = dataclasses.replace(model, width=width) if width != 64 else model
-    lr = 1e-3 * min(1.0, 64 / model.width) if lr is None else lr
+    variant, width, model = _configured(network, width)
+    lr = 1e-3 * min(1.0, 64 / width) if lr is None else lr
     training = {"epochs": len(history), "protocol": protocol, "seed": seed, "lr": lr}
     settings = {
-        "model": to_json(model),
+        "model": json.loads(model),
         "training": training,
         "data": {"source": data.partition(" (")[0], "split": key_of(data).split or None, "split_seed": seed}
         | ({"place": place} if place else {}),
@@ -61,7 +70,7 @@ def record(
     return Record(
         run=hashlib.sha256(f"{network} {data} {protocol} {len(history)} {lr} {seed} {place}".encode()).hexdigest()[:12],
         data=key_of(data, place),
-        network=variant_of(network),
+        network=variant,
         protocol=protocol,
         seed=seed,
         epochs=len(history),

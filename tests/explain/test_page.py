@@ -83,7 +83,7 @@ def test_decoders_are_left_to_the_window_around_the_page():
     assert [run["decoder"] for run in content(page)["runs"]] == [True, None]
     layers = decoder_layers(subjects[0].model)
     assert layers is not None
-    assert [layer["activation"] for layer in layers] == ["relu", "relu", "sigmoid"]
+    assert [layer["activation"] for layer in layers] == ["relu", "tanh", "sigmoid"]
     assert decoder_layers(subjects[1].model) is None
 
 

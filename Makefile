@@ -7,11 +7,11 @@ INSTALL := $(BIN)/python -m pip install --quiet $(PIP_OPTIONS) --constraint cons
 train: .venv/.installed  ## train da-capsnet on the embedded digits and show the result
 	$(BIN)/dualcaps train digits --epochs 40
 
-# The types are checked beside the tests, which wait for processes and browsers at times.
 test: .venv/.installed-dev  ## lint, types, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/pyright & types=$$!; $(BIN)/pytest -n auto; tests=$$?; wait $$types && exit $$tests
+	$(BIN)/pyright
+	$(BIN)/pytest -n auto
 
 coverage: .venv/.installed-dev  ## the tests again, and which lines they run; fails below 90 %
 	$(BIN)/pytest -n auto --cov --cov-fail-under=90

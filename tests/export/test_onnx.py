@@ -23,8 +23,8 @@ NETWORKS = [
     ("sabour-capsnet", (1, 28, 28), {"decoder": False}),
     ("da-capsnet-r", (3, 32, 32), {"width": 8, "readout": "linear"}),
     ("cnn", (1, 28, 28), {}),
-    ("capsnet", (1, 16, 16), {"width": 8, "routing": "em", "decoder": False}),
-    ("da-capsnet", (3, 24, 24), {"width": 8, "crop": (20, 20), "standardise": True, "decoder": False}),
+    ("capsnet", (1, 16, 16), {"width": 8, "routing": "em"}),
+    ("da-capsnet", (3, 24, 24), {"width": 8, "crop": (20, 20), "standardise": True}),
 ]
 
 

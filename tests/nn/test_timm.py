@@ -57,10 +57,10 @@ def test_a_network_on_a_backbone_is_trained_and_loaded(timm: ModuleType, run_cli
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["capsnet", "da-capsnet"])
 def test_a_network_on_a_backbone_learns(timm: ModuleType, model: str, run_cli: Callable):
-    options = ("--trunk", "timm:resnet10t", "--model", model, "--no-decoder", "--lr", 0.002)
+    options = ("--trunk", "timm:resnet18", "--model", model, "--no-decoder", "--lr", 0.002)
     said = run_cli("train", "digits", *options, "--epochs", 6, "--out", "run")
     assert said.code == 0, said.err
-    assert Run.open(Path("run")).result["test_accuracy"] > 0.6  # 0.1 where all lengths start close to 1
+    assert Run.open(Path("run")).result["test_accuracy"] > 0.8  # 0.1 where all lengths start close to 1
 
 
 def test_unknown_backbones_stages_and_weights_are_one_line(timm: ModuleType, run_cli: Callable, tmp_path: Path):

@@ -11,16 +11,42 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.modules import module as module_hooks
 
+from dualcaps.nn import winograd
+
 _is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # torch 2.6 does not have it
 
 
 def glorot_conv(inputs: int, outputs: int, kernel: int, *, stride: int = 1, padding: int | str = 0) -> nn.Conv2d:
     """A square 2-D convolution with bias, initialised as in Keras."""
-    layer = (GreyConv if inputs == 1 else nn.Conv2d)(inputs, outputs, kernel, stride=stride, padding=padding)
+    layer = (GreyConv if inputs == 1 else Conv2d)(inputs, outputs, kernel, stride=stride, padding=padding)
     nn.init.xavier_uniform_(layer.weight)
     assert layer.bias is not None
     nn.init.zeros_(layer.bias)
     return layer
+
+
+class Conv2d(nn.Conv2d):
+    """A convolution that compiled float32 code on the CPU computes by Winograd's algorithm, once it is loaded.
+
+    See `dualcaps.nn.winograd`.
+    """
+
+    def forward(
+        self, input: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch features rows columns"]:
+        """Convolve as `torch.nn.Conv2d` does."""
+        if (
+            torch.compiler.is_compiling()
+            and not _is_exporting()
+            and input.device.type == "cpu"
+            and input.dtype == torch.float32
+            and not torch.is_autocast_enabled("cpu")
+            and winograd.is_loaded()
+            and winograd.takes(self, input.shape)
+        ):
+            assert not isinstance(self.padding, str)
+            return winograd.conv2d(input, self.weight, self.bias, self.padding[0])
+        return super().forward(input)
 
 
 class GreyConv(nn.Conv2d):
@@ -99,8 +125,8 @@ class LayerStack(nn.Sequential):
     """A sequence of layers in which a convolution and a following ReLU are fused where the result is the same.
 
     Without gradients on the CPU the two are one oneDNN operation; with gradients the ReLU overwrites the
-    convolution's output. Both save a pass over memory. Only exact instances of `torch.nn.Conv2d` (or `GreyConv`)
-    and `torch.nn.ReLU` without hooks are fused.
+    convolution's output. Both save a pass over memory. Only exact instances of `torch.nn.Conv2d` (or the
+    two above) and `torch.nn.ReLU` without hooks are fused.
     """
 
     def forward(
@@ -119,7 +145,7 @@ class LayerStack(nn.Sequential):
             if merged:
                 merged = False
                 continue
-            merged = _is_plain(layer, (nn.Conv2d, GreyConv)) and _is_plain(following, (nn.ReLU,))
+            merged = _is_plain(layer, (nn.Conv2d, Conv2d, GreyConv)) and _is_plain(following, (nn.ReLU,))
             if merged and fuse and not isinstance(layer.padding, str):
                 input = torch.ops.mkldnn._convolution_pointwise(
                     *(input, layer.weight, layer.bias, layer.padding, layer.stride, layer.dilation, layer.groups),

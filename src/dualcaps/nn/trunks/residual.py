@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from dualcaps.config import Gate, ModelConfig
 from dualcaps.errors import ModelError
 from dualcaps.nn.attention import ConvAttention
+from dualcaps.nn.layers import Conv2d
 from dualcaps.registry import register_trunk
 
 _LARGEST_UNREDUCED = 48  # pixels a side; each octave above it is taken by one strided convolution
@@ -153,6 +154,6 @@ def _norm_gelu(channels: int) -> ElementWise:
 
 def _conv(inputs: int, outputs: int, *, stride: int = 1) -> nn.Conv2d:
     """A 3x3 convolution; its first filters pass their channel on (dirac), the others start at random."""
-    layer = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
+    layer = Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
     nn.init.dirac_(layer.weight[:inputs])
     return layer

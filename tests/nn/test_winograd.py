@@ -1,0 +1,170 @@
+"""Winograd's convolutions: the same numbers as a direct convolution, forward and backward."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from dualcaps.nn import winograd
+
+BUILDS = sys.platform == "linux" and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+pytestmark = pytest.mark.skipif(not BUILDS, reason="needs Linux and AVX2")
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The kernels, loaded, and the folder that they are kept in."""
+    folder = tmp_path_factory.mktemp("kernels")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        winograd.load()
+        yield folder
+
+
+def random_layer(
+    *, images: int = 2, inputs: int = 16, outputs: int = 8, rows: int = 9, columns: int = 9, kernel: int = 3
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Images, filters and a bias."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((images, inputs, rows, columns), (outputs, inputs, kernel, kernel), (outputs,))
+    input, weight, bias = (torch.randn(shape, generator=generator) for shape in shapes)
+    return input, weight / (inputs * kernel**2) ** 0.5, bias
+
+
+def gradients(output: Tensor, *leaves: Tensor) -> tuple[Tensor, ...]:
+    """The gradients of a sum of the outputs with fixed random weights."""
+    weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return torch.autograd.grad((output * weights).sum(), leaves)
+
+
+@pytest.mark.slow
+@given(
+    images=st.integers(1, 5),
+    inputs=st.sampled_from([8, 24]),
+    outputs=st.sampled_from([8, 16]),
+    rows=st.integers(3, 14),
+    columns=st.integers(3, 14),
+    kernel=st.sampled_from([2, 3]),
+    padding=st.integers(0, 1),
+    with_bias=st.booleans(),
+    channels_last=st.booleans(),
+)
+def test_values_and_gradients_are_those_of_a_direct_convolution(
+    kernels: Path,
+    images: int,
+    inputs: int,
+    outputs: int,
+    rows: int,
+    columns: int,
+    kernel: int,
+    padding: int,
+    with_bias: bool,
+    channels_last: bool,
+):
+    input, weight, bias = random_layer(
+        images=images, inputs=inputs, outputs=outputs, rows=rows, columns=columns, kernel=kernel
+    )
+    if channels_last:
+        input, weight = (values.contiguous(memory_format=torch.channels_last) for values in (input, weight))
+    leaves = [values.requires_grad_() for values in (input, weight, *([bias] if with_bias else []))]
+    exact = [values.detach().double().requires_grad_() for values in leaves]
+    expected = nn.functional.conv2d(exact[0], exact[1], exact[2] if with_bias else None, padding=padding)
+    found = winograd.conv2d(leaves[0], leaves[1], leaves[2] if with_bias else None, padding)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(found.double(), expected, atol=2e-5, rtol=0)
+    for ours, theirs in zip(gradients(found.double(), *leaves), gradients(expected, *exact), strict=True):
+        torch.testing.assert_close(ours.double(), theirs, atol=1e-5 * float(theirs.abs().max()), rtol=0)
+
+
+def test_more_tiles_than_a_block_and_no_images(kernels: Path):
+    for images in (0, 3):
+        input, weight, bias = random_layer(images=images, rows=40, columns=37)
+        expected = nn.functional.conv2d(input, weight, bias, padding=1)
+        torch.testing.assert_close(winograd.conv2d(input, weight, bias, 1), expected, atol=2e-5, rtol=0)
+        ours, theirs = (
+            gradients(convolve(weight.requires_grad_()).double(), weight)[0]
+            for convolve in (
+                lambda weight, input=input: winograd.conv2d(input, weight, None, 1),
+                lambda weight, input=input: nn.functional.conv2d(input, weight, padding=1),
+            )
+        )
+        torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-4)
+
+
+def test_repeated_to_the_bit_and_outputs_independent_of_the_threads(kernels: Path):
+    input, weight, bias = random_layer(images=7, rows=30)
+    weight.requires_grad_()
+    before, outputs = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            first, second = (winograd.conv2d(input, weight, bias, 1) for _ in range(2))
+            assert torch.equal(*(gradients(found.double(), weight)[0] for found in (first, second)))
+            outputs.append(first)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(outputs[0], outputs[1])
+    assert torch.equal(outputs[0], outputs[2])
+
+
+def test_torch_can_trace_it(kernels: Path):
+    input, weight, bias = (values.requires_grad_() for values in random_layer())
+    for arguments in ((input, weight, bias, 1), (input, weight, None, 0)):
+        torch.library.opcheck(torch.ops.dualcaps_winograd.conv2d.default, arguments)
+
+
+def test_shapes_that_the_kernels_do_not_take_are_refused(kernels: Path):
+    for options, reason in (({"inputs": 12}, "multiples of 8"), ({"kernel": 5}, "2x2 or 3x3")):
+        with pytest.raises(RuntimeError, match=reason):
+            winograd.conv2d(*random_layer(**options), 0)
+    input, weight, bias = random_layer()
+    with pytest.raises(RuntimeError, match="float32"):
+        winograd.conv2d(input.double(), weight.double(), bias.double(), 0)
+    with pytest.raises(RuntimeError, match="smaller than the filters"):
+        winograd.conv2d(input[:, :, :2], weight, bias, 0)
+
+
+def test_layers_that_gain_are_taken():
+    shape = torch.Size((8, 64, 16, 16))
+    assert winograd.takes(nn.Conv2d(64, 64, 3), shape)
+    assert winograd.takes(nn.Conv2d(24, 64, 3, padding=1, bias=False), torch.Size((8, 24, 1, 1)))
+    assert winograd.takes(nn.Conv2d(64, 128, 2), shape)
+    for layer in (
+        nn.Conv2d(16, 64, 3),
+        nn.Conv2d(32, 32, 3),
+        nn.Conv2d(64, 65, 3),
+        nn.Conv2d(64, 64, 3, stride=2),
+        nn.Conv2d(64, 64, 3, dilation=2),
+        nn.Conv2d(64, 64, 3, groups=2),
+        nn.Conv2d(64, 64, 3, padding="same"),
+        nn.Conv2d(64, 64, 3, padding=1, padding_mode="reflect"),
+        nn.Conv2d(64, 64, (3, 2)),
+        nn.Conv2d(64, 64, 5),
+    ):
+        assert not winograd.takes(layer, shape), layer
+    assert not winograd.takes(nn.Conv2d(64, 64, 3), torch.Size((8, 64, 2, 16)))
+
+
+@pytest.mark.parametrize(
+    ("compiler", "message"), [("missing-c++", "no compiler missing-c++: install one"), ("false", "false failed")]
+)
+def test_without_a_compiler_it_says_so(monkeypatch: pytest.MonkeyPatch, compiler: str, message: str):
+    monkeypatch.setattr(winograd, "_loaded", False)
+    monkeypatch.setenv("CXX", compiler)
+    with pytest.raises(OSError, match=message.replace("+", r"\+")):
+        winograd.load()
+
+
+@pytest.mark.slow
+def test_the_compiled_library_is_kept(kernels: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(kernels))
+    monkeypatch.setenv("CXX", "missing-c++")
+    code = "from dualcaps.nn import winograd; winograd.load(); print(winograd.is_loaded())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "True\n", done.stderr

@@ -8,8 +8,8 @@
 // transposes of the same maps.
 
 #include <ATen/Parallel.h>
-#include <ATen/core/Tensor.h>
 #include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/Tensor.h>
 #include <ATen/ops/baddbmm.h>
 #include <ATen/ops/bmm.h>
 #include <ATen/ops/empty.h>
@@ -27,9 +27,9 @@ namespace {
 
 using at::Tensor;
 typedef float Lanes __attribute__((vector_size(32), aligned(4)));
-constexpr int LANES = 8;           // channels at once
-constexpr int OUT = 4;             // rows and columns of an output tile
-constexpr int64_t BLOCK = 120;     // tiles at once; a power of two would map all their matrices to the same cache lines
+constexpr int LANES = 8;        // channels at once
+constexpr int OUT = 4;          // rows and columns of an output tile
+constexpr int64_t BLOCK = 120;  // tiles at once; a power of two would map all their matrices to the same cache lines
 
 #define UNROLL _Pragma("GCC unroll 8")
 
@@ -82,29 +82,31 @@ struct Transposed {
   static constexpr float at(int i, int j) { return T::at(j, i); }
 };
 
-// out = T in T^T, for 8 channels; factors of zero cost nothing once the loops are unrolled.
+// out = (T in)^T, for 8 channels; factors of zero cost nothing once the loops are unrolled.
+template <typename T, int WIDTH>
+inline __attribute__((always_inline)) void multiply(const Lanes (&in)[T::COLUMNS][WIDTH],
+                                                    Lanes (&out)[WIDTH][T::ROWS]) {
+  UNROLL
+  for (int column = 0; column < WIDTH; ++column) {
+    UNROLL
+    for (int row = 0; row < T::ROWS; ++row) {
+      Lanes sum = {};
+      UNROLL
+      for (int k = 0; k < T::COLUMNS; ++k) {
+        if (T::at(row, k) != 0) sum += T::at(row, k) * in[k][column];
+      }
+      out[column][row] = sum;
+    }
+  }
+}
+
+// out = T in T^T
 template <typename T>
 inline __attribute__((always_inline)) void transform(const Lanes (&in)[T::COLUMNS][T::COLUMNS],
                                                      Lanes (&out)[T::ROWS][T::ROWS]) {
-  Lanes half[T::ROWS][T::COLUMNS];
-  UNROLL for (int column = 0; column < T::COLUMNS; ++column) {
-    UNROLL for (int row = 0; row < T::ROWS; ++row) {
-      Lanes sum = {};
-      UNROLL for (int k = 0; k < T::COLUMNS; ++k) {
-        if (T::at(row, k) != 0) sum += T::at(row, k) * in[k][column];
-      }
-      half[row][column] = sum;
-    }
-  }
-  UNROLL for (int row = 0; row < T::ROWS; ++row) {
-    UNROLL for (int column = 0; column < T::ROWS; ++column) {
-      Lanes sum = {};
-      UNROLL for (int k = 0; k < T::COLUMNS; ++k) {
-        if (T::at(column, k) != 0) sum += T::at(column, k) * half[row][k];
-      }
-      out[row][column] = sum;
-    }
-  }
+  Lanes half[T::COLUMNS][T::ROWS];
+  multiply<T, T::COLUMNS>(in, half);
+  multiply<T, T::ROWS>(half, out);
 }
 
 inline Lanes& lanes(float* at) { return *reinterpret_cast<Lanes*>(at); }
@@ -121,11 +123,14 @@ struct Images {
 template <typename Number, int SIZE>
 struct Square {
   Square(const Images<Number>& images, int64_t image, int64_t top, int64_t left)
-      : images(images), top(top), left(left), first(images.data + ((image * images.rows + top) * images.columns + left) * images.channels),
+      : images(images),
+        top(top),
+        left(left),
+        first(images.data + ((image * images.rows + top) * images.columns + left) * images.channels),
         inside(top >= 0 && left >= 0 && top + SIZE <= images.rows && left + SIZE <= images.columns) {}
   Number* pixel(int row, int column) const { return first + (row * images.columns + column) * images.channels; }
   bool holds(int row, int column) const {
-    return inside || (top + row >= 0 && left + column >= 0 && top + row < images.rows && left + column < images.columns);
+    return top + row >= 0 && left + column >= 0 && top + row < images.rows && left + column < images.columns;
   }
   const Images<Number>& images;
   int64_t top, left;
@@ -139,16 +144,21 @@ void from_square(const Square<const float, T::COLUMNS>& square, float* row_of, i
   for (int64_t channel = 0; channel < square.images.channels; channel += LANES) {
     Lanes in[T::COLUMNS][T::COLUMNS], out[T::ROWS][T::ROWS];
     if (square.inside) {
-      UNROLL for (int y = 0; y < T::COLUMNS; ++y) {
-        UNROLL for (int x = 0; x < T::COLUMNS; ++x) in[y][x] = lanes(square.pixel(y, x) + channel);
+      UNROLL
+      for (int y = 0; y < T::COLUMNS; ++y) {
+        UNROLL
+        for (int x = 0; x < T::COLUMNS; ++x) in[y][x] = lanes(square.pixel(y, x) + channel);
       }
     } else {
       for (int y = 0; y < T::COLUMNS; ++y)
-        for (int x = 0; x < T::COLUMNS; ++x) in[y][x] = square.holds(y, x) ? lanes(square.pixel(y, x) + channel) : Lanes{};
+        for (int x = 0; x < T::COLUMNS; ++x)
+          in[y][x] = square.holds(y, x) ? lanes(square.pixel(y, x) + channel) : Lanes{};
     }
     transform<T>(in, out);
-    UNROLL for (int y = 0; y < T::ROWS; ++y) {
-      UNROLL for (int x = 0; x < T::ROWS; ++x) lanes(row_of + (y * T::ROWS + x) * step + channel) = out[y][x];
+    UNROLL
+    for (int y = 0; y < T::ROWS; ++y) {
+      UNROLL
+      for (int x = 0; x < T::ROWS; ++x) lanes(row_of + (y * T::ROWS + x) * step + channel) = out[y][x];
     }
   }
 }
@@ -158,25 +168,27 @@ template <typename T, bool ADD>
 void to_square(const float* row_of, int64_t step, const Square<float, T::ROWS>& square, const float* bias) {
   for (int64_t channel = 0; channel < square.images.channels; channel += LANES) {
     Lanes in[T::COLUMNS][T::COLUMNS], out[T::ROWS][T::ROWS];
-    UNROLL for (int y = 0; y < T::COLUMNS; ++y) {
-      UNROLL for (int x = 0; x < T::COLUMNS; ++x) in[y][x] = lanes(row_of + (y * T::COLUMNS + x) * step + channel);
+    UNROLL
+    for (int y = 0; y < T::COLUMNS; ++y) {
+      UNROLL
+      for (int x = 0; x < T::COLUMNS; ++x) in[y][x] = lanes(row_of + (y * T::COLUMNS + x) * step + channel);
     }
     transform<T>(in, out);
     Lanes offset = bias ? lanes(bias + channel) : Lanes{};
+    auto write = [&](int y, int x) {
+      Lanes& pixel = lanes(square.pixel(y, x) + channel);
+      pixel = out[y][x] + (ADD ? pixel : offset);
+    };
     if (square.inside) {
-      UNROLL for (int y = 0; y < T::ROWS; ++y) {
-        UNROLL for (int x = 0; x < T::ROWS; ++x) {
-          Lanes& pixel = lanes(square.pixel(y, x) + channel);
-          pixel = out[y][x] + (ADD ? pixel : offset);
-        }
+      UNROLL
+      for (int y = 0; y < T::ROWS; ++y) {
+        UNROLL
+        for (int x = 0; x < T::ROWS; ++x) write(y, x);
       }
     } else {
       for (int y = 0; y < T::ROWS; ++y)
         for (int x = 0; x < T::ROWS; ++x)
-          if (square.holds(y, x)) {
-            Lanes& pixel = lanes(square.pixel(y, x) + channel);
-            pixel = out[y][x] + (ADD ? pixel : offset);
-          }
+          if (square.holds(y, x)) write(y, x);
     }
   }
 }
@@ -250,7 +262,8 @@ Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Te
 }
 
 template <int K>
-std::tuple<Tensor, Tensor> backward(const Tensor& gradient, const Tensor& input, const Tensor& weight, int64_t padding) {
+std::tuple<Tensor, Tensor> backward(const Tensor& gradient, const Tensor& input, const Tensor& weight,
+                                    int64_t padding) {
   constexpr int SQUARE = Filter<K>::IN * Filter<K>::IN;
   int64_t count = input.size(0), inputs = input.size(1), outputs = weight.size(0);
   int64_t rows = gradient.size(2), columns = gradient.size(3);
@@ -272,8 +285,10 @@ std::tuple<Tensor, Tensor> backward(const Tensor& gradient, const Tensor& input,
       float *in_data = in.mutable_data_ptr<float>(), *out_data = out.mutable_data_ptr<float>();
       for (int64_t row = 0, tile = first; row < size; ++row, ++tile) {
         int64_t image = tiles.image(tile), top = tiles.top(tile), left = tiles.left(tile);
-        from_square<InputTransform<K>>({from, image, top - padding, left - padding}, in_data + row * inputs, size * inputs);
-        from_square<Transposed<OutputTransform<K>>>({slopes, image, top, left}, out_data + row * outputs, size * outputs);
+        from_square<InputTransform<K>>({from, image, top - padding, left - padding}, in_data + row * inputs,
+                                       size * inputs);
+        from_square<Transposed<OutputTransform<K>>>({slopes, image, top, left}, out_data + row * outputs,
+                                                    size * outputs);
       }
       sum.baddbmm_(out.transpose(1, 2), in);
       at::bmm_out(in, out, filters);
@@ -292,9 +307,11 @@ std::tuple<Tensor, Tensor> backward(const Tensor& gradient, const Tensor& input,
 
 void check(const Tensor& input, const Tensor& weight, int64_t padding) {
   TORCH_CHECK(input.dim() == 4 && weight.dim() == 4, "images and filters must have four dimensions");
-  TORCH_CHECK(weight.size(2) == weight.size(3) && (weight.size(2) == 2 || weight.size(2) == 3), "filters must be 2x2 or 3x3");
+  TORCH_CHECK(weight.size(2) == weight.size(3) && (weight.size(2) == 2 || weight.size(2) == 3),
+              "filters must be 2x2 or 3x3");
   TORCH_CHECK(weight.size(0) % LANES == 0 && weight.size(1) % LANES == 0, "channels must be multiples of ", LANES);
-  TORCH_CHECK(input.size(1) == weight.size(1), "the filters have ", weight.size(1), " channels, the images ", input.size(1));
+  TORCH_CHECK(input.size(1) == weight.size(1), "the filters have ", weight.size(1), " channels, the images ",
+              input.size(1));
   TORCH_CHECK(padding >= 0 && std::min(input.size(2), input.size(3)) + 2 * padding >= weight.size(2),
               "the images are smaller than the filters");
   TORCH_CHECK(input.scalar_type() == at::kFloat && weight.scalar_type() == at::kFloat, "numbers must be float32");
@@ -304,20 +321,24 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Ten
   check(input, weight, padding);
   TORCH_CHECK(!bias || (bias->scalar_type() == at::kFloat && bias->numel() == weight.size(0) && bias->is_contiguous()),
               "the bias must be float32, one number an output");
-  Tensor images = input.contiguous(at::MemoryFormat::ChannelsLast), filters = weight.contiguous(at::MemoryFormat::ChannelsLast);
+  Tensor images = input.contiguous(at::MemoryFormat::ChannelsLast),
+         filters = weight.contiguous(at::MemoryFormat::ChannelsLast);
   return weight.size(2) == 2 ? forward<2>(images, filters, bias, padding) : forward<3>(images, filters, bias, padding);
 }
 
-std::tuple<Tensor, Tensor> conv2d_backward(const Tensor& gradient, const Tensor& input, const Tensor& weight, int64_t padding) {
+std::tuple<Tensor, Tensor> conv2d_backward(const Tensor& gradient, const Tensor& input, const Tensor& weight,
+                                           int64_t padding) {
   check(input, weight, padding);
-  TORCH_CHECK(gradient.scalar_type() == at::kFloat && gradient.size(0) == input.size(0) && gradient.size(1) == weight.size(0) &&
+  TORCH_CHECK(gradient.scalar_type() == at::kFloat && gradient.size(0) == input.size(0) &&
+                  gradient.size(1) == weight.size(0) &&
                   gradient.size(2) == input.size(2) + 2 * padding - weight.size(2) + 1 &&
                   gradient.size(3) == input.size(3) + 2 * padding - weight.size(3) + 1,
               "the gradient does not have the shape of the outputs");
   Tensor slopes = gradient.contiguous(at::MemoryFormat::ChannelsLast);
-  Tensor images = input.contiguous(at::MemoryFormat::ChannelsLast), filters = weight.contiguous(at::MemoryFormat::ChannelsLast);
-  auto [by_input, by_weight] =
-      weight.size(2) == 2 ? backward<2>(slopes, images, filters, padding) : backward<3>(slopes, images, filters, padding);
+  Tensor images = input.contiguous(at::MemoryFormat::ChannelsLast),
+         filters = weight.contiguous(at::MemoryFormat::ChannelsLast);
+  auto [by_input, by_weight] = weight.size(2) == 2 ? backward<2>(slopes, images, filters, padding)
+                                                   : backward<3>(slopes, images, filters, padding);
   if (by_weight.strides() != weight.strides()) by_weight = at::empty_like(weight).copy_(by_weight);
   return {by_input, by_weight};
 }

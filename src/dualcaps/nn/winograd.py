@@ -18,6 +18,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dualcaps.runs.files import write_bytes
+
 _LANES = 8  # channels have to be a multiple of it
 _FEWEST, _WIDER = 24, 64  # channels on either side, and on the wider one; with fewer there is little to gain
 _NAME = "dualcaps_winograd"
@@ -100,8 +102,8 @@ def conv2d(
 def _compile(source: bytes, options: list[str], library: Path) -> None:
     compiler = os.environ.get("CXX", "c++")
     library.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-        draft = Path(folder) / library.name
+    with tempfile.TemporaryDirectory() as folder:
+        draft = Path(folder, library.name)
         command = [compiler, "-x", "c++", "-", *options, "-o", str(draft)]
         try:
             subprocess.run(command, input=source, capture_output=True, check=True)
@@ -110,7 +112,7 @@ def _compile(source: bytes, options: list[str], library: Path) -> None:
         except subprocess.CalledProcessError as error:
             said = error.stderr.decode(errors="replace").strip().splitlines()
             raise OSError(f"{compiler} failed: {said[0] if said else f'exit code {error.returncode}'}") from error
-        draft.replace(library)
+        write_bytes(library, draft.read_bytes())
 
 
 def _shape_of_output(input: Tensor, weight: Tensor, _bias: Tensor | None, padding: int) -> Tensor:

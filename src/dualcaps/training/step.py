@@ -279,9 +279,9 @@ class TrainingStep:
 
 def _record_file(model: Network, batch_size: int, bfloat16: bool, device: torch.device) -> Path:
     """The file with measurements of compiling for steps like these on this machine."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu {torch.get_num_threads()}"
-    layers = "bfloat16" if bfloat16 else "float32, convolutions by Winograd"
-    alike = [to_json(model.config), batch_size, layers, name, torch.__version__]
+    cpu = f"cpu {torch.get_num_threads()}, float32 by Winograd's convolutions"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
+    alike = [to_json(model.config), batch_size, bfloat16, name, torch.__version__]
     digest = hashlib.sha256(json.dumps(alike, sort_keys=True).encode()).hexdigest()
     return platformdirs.user_cache_path("dualcaps") / "steps" / f"{digest[:32]}.json"
 

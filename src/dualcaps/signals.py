@@ -37,14 +37,25 @@ def noted_signals() -> Iterator[StopRequest]:
 
 
 @contextlib.contextmanager
-def sigterm_as_exception() -> Iterator[None]:
-    """Raise `Terminated` on SIGTERM, so that files are left whole and the user is told."""
+def signals_as_exceptions() -> Iterator[None]:
+    """Raise `Terminated` on SIGTERM and KeyboardInterrupt on SIGINT, so that files are left whole and the user is told.
 
-    def stop(*_: object) -> None:
-        raise Terminated
+    An error that follows a signal is taken for its result: some libraries, interrupted while they are imported, go on
+    and fail later.
+    """
+    request = StopRequest()
 
-    with _handled(stop, signal.SIGTERM):
-        yield
+    def stop(number: int, _: object) -> None:
+        request.received = number
+        raise request.exception()
+
+    with _handled(stop, signal.SIGINT, signal.SIGTERM):
+        try:
+            yield
+        except Exception as error:
+            if request:
+                raise request.exception() from error
+            raise
 
 
 @contextlib.contextmanager

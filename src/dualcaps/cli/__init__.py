@@ -34,7 +34,7 @@ from dualcaps.cli.serve import Serve
 from dualcaps.cli.train import Train
 from dualcaps.errors import DualcapsError, Terminated, describe_os_error
 from dualcaps.registry import load_plugin
-from dualcaps.signals import sigterm_as_exception
+from dualcaps.signals import signals_as_exceptions
 from dualcaps.threads import prepare_threads
 
 _Command = (
@@ -97,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _print_warnings_as_notes()
         try:
             try:
-                with sigterm_as_exception():
+                with signals_as_exceptions():
                     _run(given)
             finally:
                 sys.stdout.flush()

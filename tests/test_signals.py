@@ -1,5 +1,6 @@
 """Signals are noted or become exceptions, and the caller's handlers come back."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -42,6 +43,20 @@ def test_a_signal_becomes_an_exception_also_where_a_library_hides_it(
     with pytest.raises(raised), signals_as_exceptions():
         hide()
     assert signal.getsignal(number) is before
+
+
+@pytest.mark.parametrize(("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
+def test_a_training_does_not_begin_after_a_signal_that_a_library_caught(
+    number: signal.Signals, raised: type[BaseException]
+):
+    def train() -> None:
+        with contextlib.suppress(raised):
+            os.kill(os.getpid(), number)
+        with noted_signals():
+            pytest.fail("begun")
+
+    with pytest.raises(raised), signals_as_exceptions():
+        train()
 
 
 def test_an_error_without_a_signal_stays_what_it_is():

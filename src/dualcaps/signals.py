@@ -22,9 +22,23 @@ class StopRequest:
         return Terminated() if self.received == signal.SIGTERM else KeyboardInterrupt()
 
 
+class _Interruption(StopRequest):
+    """The handler of a signal that raises it as an exception."""
+
+    def __call__(self, number: int, _: object) -> None:
+        self.received = number
+        raise self.exception()
+
+
 @contextlib.contextmanager
 def noted_signals() -> Iterator[StopRequest]:
-    """Note SIGINT and SIGTERM instead of interrupting; a second one interrupts at once."""
+    """Note SIGINT and SIGTERM instead of interrupting; a second one interrupts at once.
+
+    So does one received in `signals_as_exceptions` before, whose exception a library caught.
+    """
+    earlier = signal.getsignal(signal.SIGINT)
+    if isinstance(earlier, _Interruption) and earlier:
+        raise earlier.exception()
     request = StopRequest()
 
     def note(number: int, _: object) -> None:
@@ -43,13 +57,8 @@ def signals_as_exceptions() -> Iterator[None]:
     An error that follows a signal is taken for its result: some libraries, interrupted while they are imported, go on
     and fail later.
     """
-    request = StopRequest()
-
-    def stop(number: int, _: object) -> None:
-        request.received = number
-        raise request.exception()
-
-    with _handled(stop, signal.SIGINT, signal.SIGTERM):
+    request = _Interruption()
+    with _handled(request, signal.SIGINT, signal.SIGTERM):
         try:
             yield
         except Exception as error:

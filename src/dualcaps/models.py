@@ -21,6 +21,7 @@ from dualcaps.nn import (
     Decoder,
     GridVotes,
     LayerStack,
+    MaxPool2d,
     PositionVotes,
     PrimaryVotes,
     crop_images,
@@ -434,10 +435,10 @@ class CNN(Network):
             OrderedDict(
                 conv1=glorot_conv(config.image_shape[0], 32, 5, padding="same"),
                 relu1=nn.ReLU(),
-                pool1=nn.MaxPool2d(2),
+                pool1=MaxPool2d(),
                 conv2=glorot_conv(32, 64, 5, padding="same"),
                 relu2=nn.ReLU(),
-                pool2=nn.MaxPool2d(2),
+                pool2=MaxPool2d(),
             )
         )
         _, rows, columns = feature_shape(self.trunk, _inside(config))

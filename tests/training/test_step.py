@@ -21,7 +21,7 @@ BATCH = 8
 def any_torch(monkeypatch: pytest.MonkeyPatch):
     """Whether this torch compiles correctly matters to none of these tests, which compile nothing in this process."""
     monkeypatch.setattr(step, "_COMPILES_ON_CPU", "2")
-    monkeypatch.setattr(step.winograd, "load", lambda: None)
+    monkeypatch.setattr(step.cpu, "load", lambda: None)
 
 
 def make_step(said: list[str] | None = None, **options: Any) -> tuple[Network, TrainingStep]:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.modules import module as module_hooks
 
-from dualcaps.nn import winograd
+from dualcaps.nn import cpu
 
 _is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # torch 2.6 does not have it
 
@@ -26,27 +26,35 @@ def glorot_conv(inputs: int, outputs: int, kernel: int, *, stride: int = 1, padd
 
 
 class Conv2d(nn.Conv2d):
-    """A convolution that compiled float32 code on the CPU computes by Winograd's algorithm, once it is loaded.
-
-    See `dualcaps.nn.winograd`.
-    """
+    """A convolution that compiled code computes by Winograd's algorithm where `dualcaps.nn.cpu` has a faster kernel."""
 
     def forward(
         self, input: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch features rows columns"]:
         """Convolve as `torch.nn.Conv2d` does."""
-        if (
-            torch.compiler.is_compiling()
-            and not _is_exporting()
-            and input.device.type == "cpu"
-            and input.dtype == torch.float32
-            and not torch.is_autocast_enabled("cpu")
-            and winograd.is_loaded()
-            and winograd.takes(self, input.shape)
-        ):
+        if _has_kernels(input) and cpu.takes(self, input.shape):
             assert not isinstance(self.padding, str)
-            return winograd.conv2d(input, self.weight, self.bias, self.padding[0])
+            return cpu.conv2d(input, self.weight, self.bias, self.padding[0])
         return super().forward(input)
+
+
+class MaxPool2d(nn.MaxPool2d):
+    """Max pooling of 2x2 windows, which compiled code computes by the kernel of `dualcaps.nn.cpu` where that is loaded.
+
+    Args:
+        ceil_mode: whether an odd side is pooled to the larger half.
+    """
+
+    def __init__(self, *, ceil_mode: bool = False) -> None:
+        super().__init__(2, ceil_mode=ceil_mode)
+
+    def forward(
+        self, input: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch channels rows columns"]:
+        """Pool as `torch.nn.MaxPool2d` does."""
+        if _has_kernels(input):
+            return cpu.max_pool2d(input, ceil_mode=self.ceil_mode)
+        return nn.functional.max_pool2d(input, 2, ceil_mode=self.ceil_mode)
 
 
 class GreyConv(nn.Conv2d):
@@ -194,3 +202,15 @@ def to_unit_range(
     bfloat16 represents 0 to 255 exactly, so that only the quotient is rounded.
     """
     return images.to(number_type, memory_format=torch.channels_last).div_(255)
+
+
+def _has_kernels(input: Tensor) -> bool:
+    """Whether the code that is being compiled may compute with kernels of `dualcaps.nn.cpu`."""
+    return (
+        torch.compiler.is_compiling()
+        and not _is_exporting()
+        and input.device.type == "cpu"
+        and input.dtype == torch.float32
+        and not torch.is_autocast_enabled("cpu")
+        and cpu.is_loaded()
+    )

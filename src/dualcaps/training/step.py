@@ -21,7 +21,7 @@ from dualcaps.data.augment import Overlap
 from dualcaps.errors import first_line
 from dualcaps.losses import reconstruction_loss
 from dualcaps.models import Network
-from dualcaps.nn import to_unit_range, winograd
+from dualcaps.nn import cpu, to_unit_range
 from dualcaps.robustness.overlap import both_found
 from dualcaps.runs.files import write_bytes
 
@@ -121,7 +121,7 @@ class TrainingStep:
         self._undecided, self._unjudged = compile == "auto", False
         self._usual_gain = _USUAL_GAIN if bfloat16 or self._device.type != "cpu" else _USUAL_GAIN_FLOAT32
         self._always = compile == "always"
-        self._winograd = self._device.type == "cpu" and not bfloat16
+        self._has_kernels = self._device.type == "cpu" and not bfloat16
         self._record = _record_file(model, batch_size, bfloat16, self._device)
         self.compiled = False
 
@@ -243,11 +243,11 @@ class TrainingStep:
             self._start_compiled()
 
     def _start_compiled(self) -> None:
-        if self._winograd:
+        if self._has_kernels:
             try:
-                winograd.load()
+                cpu.load()
             except OSError as error:
-                self._log(f"convolutions not by Winograd's algorithm: {error}")
+                self._log(f"the kernels of dualcaps are not used: {error}")
         function = self._eager
         # torch caches a limited number of compilations per code object, so each step gets its own.
         function.__code__ = function.__code__.replace()
@@ -279,8 +279,8 @@ class TrainingStep:
 
 def _record_file(model: Network, batch_size: int, bfloat16: bool, device: torch.device) -> Path:
     """The file with measurements of compiling for steps like these on this machine."""
-    cpu = f"cpu {torch.get_num_threads()}, float32 by Winograd's convolutions"
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
+    threads = f"cpu {torch.get_num_threads()}, float32 by the kernels of nn/cpu.cpp"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else threads
     alike = [to_json(model.config), batch_size, bfloat16, name, torch.__version__]
     digest = hashlib.sha256(json.dumps(alike, sort_keys=True).encode()).hexdigest()
     return platformdirs.user_cache_path("dualcaps") / "steps" / f"{digest[:32]}.json"

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dualcaps.config import Gate, ModelConfig
 from dualcaps.errors import ModelError
 from dualcaps.nn.attention import ConvAttention
-from dualcaps.nn.layers import Conv2d
+from dualcaps.nn.layers import Conv2d, MaxPool2d
 from dualcaps.registry import register_trunk
 
 _LARGEST_UNREDUCED = 48  # pixels a side; each octave above it is taken by one strided convolution
@@ -126,7 +126,7 @@ class ResidualGroup(nn.Module):
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.entry = nn.Sequential(_conv(inputs, outputs), nn.MaxPool2d(2, ceil_mode=True), _norm_gelu(outputs))
+        self.entry = nn.Sequential(_conv(inputs, outputs), MaxPool2d(ceil_mode=True), _norm_gelu(outputs))
         self.inner = nn.Sequential(_conv(outputs, outputs), _norm_gelu(outputs), _conv(outputs, outputs))
         self.norm = nn.BatchNorm2d(outputs)
         self.gelu = nn.GELU()

@@ -1,4 +1,4 @@
-"""Winograd's convolutions: the same numbers as a direct convolution, forward and backward."""
+"""The kernels for the CPU: the same numbers as torch's operations, forward and backward."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from dualcaps.nn import winograd
+from dualcaps.nn import cpu
 
 BUILDS = sys.platform == "linux" and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 pytestmark = pytest.mark.skipif(not BUILDS, reason="needs Linux and AVX2")
@@ -23,7 +23,7 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("kernels")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder))
-        winograd.load()
+        cpu.load()
         yield folder
 
 
@@ -46,7 +46,7 @@ def gradients(output: Tensor, *leaves: Tensor) -> tuple[Tensor, ...]:
 @pytest.mark.slow
 @given(
     images=st.integers(1, 5),
-    inputs=st.sampled_from([8, 24]),
+    inputs=st.sampled_from([8, 18, 24]),
     outputs=st.sampled_from([8, 16]),
     rows=st.integers(3, 14),
     columns=st.integers(3, 14),
@@ -75,22 +75,65 @@ def test_values_and_gradients_are_those_of_a_direct_convolution(
     leaves = [values.requires_grad_() for values in (input, weight, *([bias] if with_bias else []))]
     exact = [values.detach().double().requires_grad_() for values in leaves]
     expected = nn.functional.conv2d(exact[0], exact[1], exact[2] if with_bias else None, padding=padding)
-    found = winograd.conv2d(leaves[0], leaves[1], leaves[2] if with_bias else None, padding)
+    found = cpu.conv2d(leaves[0], leaves[1], leaves[2] if with_bias else None, padding)
     assert found.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(found.double(), expected, atol=2e-5, rtol=0)
     for ours, theirs in zip(gradients(found.double(), *leaves), gradients(expected, *exact), strict=True):
         torch.testing.assert_close(ours.double(), theirs, atol=1e-5 * float(theirs.abs().max()), rtol=0)
 
 
+@pytest.mark.slow
+@given(
+    images=st.integers(0, 3),
+    channels=st.integers(1, 40),
+    rows=st.integers(2, 9),
+    columns=st.integers(2, 9),
+    ceil_mode=st.booleans(),
+    channels_last=st.booleans(),
+    values=st.sampled_from([1, 1000]),  # a few, so that many are equal, or many
+    nan=st.booleans(),
+)
+def test_pooling_is_that_of_torch_to_the_bit(
+    kernels: Path,
+    images: int,
+    channels: int,
+    rows: int,
+    columns: int,
+    ceil_mode: bool,
+    channels_last: bool,
+    values: int,
+    nan: bool,
+):
+    generator = torch.Generator().manual_seed(0)
+    input = torch.randint(-values, values + 1, (images, channels, rows, columns), generator=generator).float()
+    if nan:
+        input[torch.rand(input.shape, generator=generator) < 0.1] = torch.nan
+    if channels_last:
+        input = input.contiguous(memory_format=torch.channels_last)
+    input.requires_grad_()
+    expected = nn.functional.max_pool2d(input, 2, ceil_mode=ceil_mode)
+    found = cpu.max_pool2d(input, ceil_mode=ceil_mode)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(found, expected, atol=0, rtol=0, equal_nan=True)
+    for ours, theirs in zip(gradients(found, input), gradients(expected, input), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_pooling_of_images_smaller_than_the_windows_is_refused(kernels: Path):
+    with pytest.raises(RuntimeError, match="smaller than the windows"):
+        cpu.max_pool2d(torch.rand(1, 8, 1, 4), ceil_mode=False)
+    assert cpu.max_pool2d(torch.rand(1, 8, 1, 3), ceil_mode=True).shape == (1, 8, 1, 2)
+
+
 def test_more_tiles_than_a_block_and_no_images(kernels: Path):
     for images in (0, 3):
         input, weight, bias = random_layer(images=images, rows=40, columns=37)
         expected = nn.functional.conv2d(input, weight, bias, padding=1)
-        torch.testing.assert_close(winograd.conv2d(input, weight, bias, 1), expected, atol=2e-5, rtol=0)
+        torch.testing.assert_close(cpu.conv2d(input, weight, bias, 1), expected, atol=2e-5, rtol=0)
         ours, theirs = (
             gradients(convolve(weight.requires_grad_()).double(), weight)[0]
             for convolve in (
-                lambda weight, input=input: winograd.conv2d(input, weight, None, 1),
+                lambda weight, input=input: cpu.conv2d(input, weight, None, 1),
                 lambda weight, input=input: nn.functional.conv2d(input, weight, padding=1),
             )
         )
@@ -104,7 +147,7 @@ def test_repeated_to_the_bit_and_outputs_independent_of_the_threads(kernels: Pat
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            first, second = (winograd.conv2d(input, weight, bias, 1) for _ in range(2))
+            first, second = (cpu.conv2d(input, weight, bias, 1) for _ in range(2))
             assert torch.equal(*(gradients(found.double(), weight)[0] for found in (first, second)))
             outputs.append(first)
     finally:
@@ -116,28 +159,31 @@ def test_repeated_to_the_bit_and_outputs_independent_of_the_threads(kernels: Pat
 def test_torch_can_trace_it(kernels: Path):
     input, weight, bias = (values.requires_grad_() for values in random_layer())
     for arguments in ((input, weight, bias, 1), (input, weight, None, 0)):
-        torch.library.opcheck(torch.ops.dualcaps_winograd.conv2d.default, arguments)
+        torch.library.opcheck(torch.ops.dualcaps_cpu.conv2d.default, arguments)
+    for ceil_mode in (False, True):
+        torch.library.opcheck(torch.ops.dualcaps_cpu.max_pool2d.default, (input, ceil_mode))
 
 
 def test_shapes_that_the_kernels_do_not_take_are_refused(kernels: Path):
-    for options, reason in (({"inputs": 12}, "multiples of 8"), ({"kernel": 5}, "2x2 or 3x3")):
+    for options, reason in (({"outputs": 12}, "multiples of 8"), ({"kernel": 5}, "2x2 or 3x3")):
         with pytest.raises(RuntimeError, match=reason):
-            winograd.conv2d(*random_layer(**options), 0)
+            cpu.conv2d(*random_layer(**options), 0)
     input, weight, bias = random_layer()
     with pytest.raises(RuntimeError, match="float32"):
-        winograd.conv2d(input.double(), weight.double(), bias.double(), 0)
+        cpu.conv2d(input.double(), weight.double(), bias.double(), 0)
     with pytest.raises(RuntimeError, match="smaller than the filters"):
-        winograd.conv2d(input[:, :, :2], weight, bias, 0)
+        cpu.conv2d(input[:, :, :2], weight, bias, 0)
 
 
 def test_layers_that_gain_are_taken():
     shape = torch.Size((8, 64, 16, 16))
-    assert winograd.takes(nn.Conv2d(64, 64, 3), shape)
-    assert winograd.takes(nn.Conv2d(24, 64, 3, padding=1, bias=False), torch.Size((8, 24, 1, 1)))
-    assert winograd.takes(nn.Conv2d(64, 128, 2), shape)
+    assert cpu.takes(nn.Conv2d(64, 64, 3), shape)
+    assert cpu.takes(nn.Conv2d(24, 64, 3, padding=1, bias=False), torch.Size((8, 24, 1, 1)))
+    assert cpu.takes(nn.Conv2d(64, 128, 2), shape)
+    assert cpu.takes(nn.Conv2d(18, 16, 3), torch.Size((8, 18, 26, 26)))
     for layer in (
-        nn.Conv2d(16, 64, 3),
-        nn.Conv2d(32, 32, 3),
+        nn.Conv2d(12, 64, 3),
+        nn.Conv2d(64, 8, 3),
         nn.Conv2d(64, 65, 3),
         nn.Conv2d(64, 64, 3, stride=2),
         nn.Conv2d(64, 64, 3, dilation=2),
@@ -147,24 +193,24 @@ def test_layers_that_gain_are_taken():
         nn.Conv2d(64, 64, (3, 2)),
         nn.Conv2d(64, 64, 5),
     ):
-        assert not winograd.takes(layer, shape), layer
-    assert not winograd.takes(nn.Conv2d(64, 64, 3), torch.Size((8, 64, 2, 16)))
+        assert not cpu.takes(layer, shape), layer
+    assert not cpu.takes(nn.Conv2d(64, 64, 3), torch.Size((8, 64, 2, 16)))
 
 
 @pytest.mark.parametrize(
     ("compiler", "message"), [("missing-c++", "no compiler missing-c++: install one"), ("false", "false failed")]
 )
 def test_without_a_compiler_it_says_so(monkeypatch: pytest.MonkeyPatch, compiler: str, message: str):
-    monkeypatch.setattr(winograd, "_loaded", False)
+    monkeypatch.setattr(cpu, "_loaded", False)
     monkeypatch.setenv("CXX", compiler)
     with pytest.raises(OSError, match=message.replace("+", r"\+")):
-        winograd.load()
+        cpu.load()
 
 
 @pytest.mark.slow
 def test_the_compiled_library_is_kept(kernels: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(kernels))
     monkeypatch.setenv("CXX", "missing-c++")
-    code = "from dualcaps.nn import winograd; winograd.load(); print(winograd.is_loaded())"
+    code = "from dualcaps.nn import cpu; cpu.load(); print(cpu.is_loaded())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout == "True\n", done.stderr

@@ -1,7 +1,8 @@
-"""Convolutions by Winograd's minimal filtering on the CPU: winograd.cpp, compiled once for each version of torch.
+"""Kernels for float32 on the CPU: cpu.cpp, compiled once for each version of torch.
 
-Lavin & Gray 2016 (arXiv:1509.09308). A float32 convolution of stride 1 takes a quarter of the multiplications with 3x3
-filters and 40 % of them with 2x2 filters; its error is about twice that of the direct sum.
+Convolutions by Winograd's minimal filtering (Lavin & Gray 2016, arXiv:1509.09308), of stride 1, take a quarter of the
+multiplications with 3x3 filters and 40 % of them with 2x2 filters; the error is about twice that of the direct sum.
+Max pooling of 2x2 windows, whose gradient torch's compiler writes number by number.
 """
 
 import hashlib
@@ -20,9 +21,9 @@ from torch import Tensor, nn
 
 from dualcaps.runs.files import write_bytes
 
-_LANES = 8  # channels have to be a multiple of it
-_FEWEST, _WIDER = 24, 64  # channels on either side, and on the wider one; with fewer there is little to gain
-_NAME = "dualcaps_winograd"
+_LANES = 8  # channels are computed together
+_FEWEST = 16  # channels on either side; with fewer there is little to gain or a loss
+_NAME = "dualcaps_cpu"
 _loaded = False
 
 
@@ -36,8 +37,8 @@ def load() -> None:
     if _loaded:
         return
     if sys.platform != "linux" or torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
-        raise OSError("Winograd's convolutions need Linux and a processor with AVX2")
-    source = resources.files("dualcaps.nn").joinpath("winograd.cpp").read_bytes()
+        raise OSError("they need Linux and a processor with AVX2")
+    source = resources.files("dualcaps.nn").joinpath("cpu.cpp").read_bytes()
     torch_folder = Path(torch.__file__).parent
     include = torch_folder / "include"
     options = [
@@ -48,13 +49,16 @@ def load() -> None:
     ]
     alike = "\n".join([*options, torch.__version__]).encode()
     digest = hashlib.sha256(source + alike).hexdigest()[:32]
-    library = platformdirs.user_cache_path("dualcaps") / "kernels" / f"winograd-{digest}.so"
+    library = platformdirs.user_cache_path("dualcaps") / "kernels" / f"cpu-{digest}.so"
     if not library.is_file():
         _compile(source, options, library)
     torch.ops.load_library(str(library))
     torch.library.register_fake(f"{_NAME}::conv2d", _shape_of_output)
     torch.library.register_fake(f"{_NAME}::conv2d_backward", _shapes_of_gradients)
     torch.library.register_autograd(f"{_NAME}::conv2d", _backward, setup_context=_save)
+    torch.library.register_fake(f"{_NAME}::max_pool2d", _shapes_of_pooled)
+    torch.library.register_fake(f"{_NAME}::max_pool2d_backward", _shape_of_unpooled)
+    torch.library.register_autograd(f"{_NAME}::max_pool2d", _pool_backward, setup_context=_save_choices)
     _loaded = True
 
 
@@ -64,17 +68,15 @@ def is_loaded() -> bool:
 
 
 def takes(layer: nn.Conv2d, shape: torch.Size) -> bool:
-    """Whether a layer is faster by these kernels, given the shape of its input [batch, channels, height, width]."""
+    """Whether a convolution is faster by these kernels, on images [batch, channels, height, width] of a shape."""
     kernel, padding = layer.kernel_size, layer.padding
-    channels = sorted((layer.in_channels, layer.out_channels))
     return (
         kernel in ((2, 2), (3, 3))
         and padding in ((0, 0), (1, 1))
         and (layer.stride, layer.dilation, layer.groups) == ((1, 1), (1, 1), 1)
         and layer.padding_mode == "zeros"
-        and not any(count % _LANES for count in channels)
-        and channels[0] >= _FEWEST
-        and channels[1] >= _WIDER
+        and layer.out_channels % _LANES == 0
+        and min(layer.in_channels, layer.out_channels) >= _FEWEST
         and min(shape[2:]) + 2 * padding[0] >= kernel[0]
     )
 
@@ -88,7 +90,7 @@ def conv2d(
     """As `torch.nn.functional.conv2d`, float32 on the CPU, differentiable; the result lies channels last.
 
     Args:
-        input: the images; channels are a multiple of 8.
+        input: the images; channels of zeros are added up to a multiple of 8.
         weight: 2x2 or 3x3 filters; outputs are a multiple of 8.
         bias: added to the result.
         padding: rows and columns of zeros on each side.
@@ -96,7 +98,17 @@ def conv2d(
     Raises:
         RuntimeError: shapes or types that the kernels do not take.
     """
+    missing = -input.shape[1] % _LANES
+    if missing:
+        input, weight = (nn.functional.pad(values, (0, 0, 0, 0, 0, missing)) for values in (input, weight))
     return getattr(torch.ops, _NAME).conv2d(input, weight, bias, padding)
+
+
+def max_pool2d(
+    input: Float[Tensor, "batch channels height width"], *, ceil_mode: bool
+) -> Float[Tensor, "batch channels rows columns"]:
+    """As `torch.nn.functional.max_pool2d` of 2x2 windows, float32 on the CPU, differentiable; it lies channels last."""
+    return getattr(torch.ops, _NAME).max_pool2d(input, ceil_mode)[0]
 
 
 def _compile(source: bytes, options: list[str], library: Path) -> None:
@@ -136,3 +148,27 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     by_input, by_weight = getattr(torch.ops, _NAME).conv2d_backward(gradient, input, weight, ctx.padding)
     by_bias = gradient.sum(dim=(0, 2, 3)) if ctx.needs_input_grad[2] else None
     return by_input, by_weight, by_bias, None
+
+
+def _shapes_of_pooled(input: Tensor, ceil_mode: bool) -> tuple[Tensor, Tensor]:
+    sides = ((side + ceil_mode) // 2 for side in input.shape[2:])
+    found = input.new_empty((*input.shape[:2], *sides)).contiguous(memory_format=torch.channels_last)
+    return found, torch.empty_like(found, dtype=torch.uint8)
+
+
+def _shape_of_unpooled(gradient: Tensor, _chosen: Tensor, rows: int, columns: int, _ceil_mode: bool) -> Tensor:
+    found = gradient.new_empty((*gradient.shape[:2], rows, columns))
+    return found.contiguous(memory_format=torch.channels_last)
+
+
+def _save_choices(ctx: Any, inputs: tuple[Tensor, bool], output: tuple[Tensor, Tensor]) -> None:
+    input, ctx.ceil_mode = inputs
+    ctx.sides = input.shape[2:]
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(output[1])
+
+
+def _pool_backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, None]:
+    (chosen,) = ctx.saved_tensors
+    backward = getattr(torch.ops, _NAME).max_pool2d_backward
+    return backward(gradient, chosen, *ctx.sides, ctx.ceil_mode), None

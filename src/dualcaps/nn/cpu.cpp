@@ -343,14 +343,112 @@ std::tuple<Tensor, Tensor> conv2d_backward(const Tensor& gradient, const Tensor&
   return {by_input, by_weight};
 }
 
+// Windows of 2x2 pixels, side by side; those at an edge may lack pixels, which are null.
+struct Windows {
+  int64_t rows, columns, channels, down, across;
+  template <typename Number>
+  void pixels(Number* image, int64_t y, int64_t x, Number* (&found)[4]) const {
+    for (int k = 0; k < 4; ++k) {
+      int64_t row = 2 * y + k / 2, column = 2 * x + k % 2;
+      found[k] = row < rows && column < columns ? image + (row * columns + column) * channels : nullptr;
+    }
+  }
+};
+
+Windows windows(int64_t rows, int64_t columns, int64_t channels, bool ceil_mode) {
+  return {rows, columns, channels, (rows + ceil_mode) / 2, (columns + ceil_mode) / 2};
+}
+
+// The largest of a window's pixels and its number: the first of equal ones, the last that is not a number, as in torch.
+inline void largest(const float* (&pixels)[4], int64_t channels, float* __restrict best, uint8_t* __restrict which) {
+  int32_t number[4] = {0, 1, 2, 3};
+  for (int k = 1; k < 4; ++k)  // in place of a missing pixel the one before is looked at twice
+    if (!pixels[k]) pixels[k] = pixels[k - 1], number[k] = number[k - 1];
+  for (int64_t i = 0; i < channels; ++i) {
+    float most = pixels[0][i];
+    int32_t index = 0;
+    UNROLL
+    for (int k = 1; k < 4; ++k) {
+      float value = pixels[k][i];
+      bool more = value > most || value != value;
+      most = more ? value : most;
+      index = more ? number[k] : index;
+    }
+    best[i] = most;
+    which[i] = static_cast<uint8_t>(index);
+  }
+}
+
+std::tuple<Tensor, Tensor> max_pool2d(const Tensor& input, bool ceil_mode) {
+  TORCH_CHECK(input.dim() == 4 && input.scalar_type() == at::kFloat, "images must be float32 of four dimensions");
+  Windows all = windows(input.size(2), input.size(3), input.size(1), ceil_mode);
+  TORCH_CHECK(all.down > 0 && all.across > 0, "the images are smaller than the windows");
+  Tensor images = input.contiguous(at::MemoryFormat::ChannelsLast);
+  Tensor output = at::empty({input.size(0), all.channels, all.down, all.across}, images.options(),
+                            at::MemoryFormat::ChannelsLast);
+  Tensor chosen = at::empty_like(output, output.options().dtype(at::kByte));
+  const float* from = images.const_data_ptr<float>();
+  float* to = output.mutable_data_ptr<float>();
+  uint8_t* which = chosen.mutable_data_ptr<uint8_t>();
+  at::parallel_for(0, input.size(0) * all.down, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const float* image = from + row / all.down * all.rows * all.columns * all.channels;
+      for (int64_t x = 0; x < all.across; ++x) {
+        const float* pixels[4];
+        all.pixels(image, row % all.down, x, pixels);
+        int64_t at = (row * all.across + x) * all.channels;
+        largest(pixels, all.channels, to + at, which + at);
+      }
+    }
+  });
+  return {output, chosen};
+}
+
+// Gradients of the pixel that is number `k` in its window.
+inline void chosen_only(const float* __restrict slopes, const uint8_t* __restrict which, int32_t k, int64_t channels,
+                        float* __restrict pixel) {
+  for (int64_t i = 0; i < channels; ++i) pixel[i] = static_cast<int32_t>(which[i]) == k ? slopes[i] : 0.f;
+}
+
+Tensor max_pool2d_backward(const Tensor& gradient, const Tensor& chosen, int64_t rows, int64_t columns,
+                           bool ceil_mode) {
+  Windows all = windows(rows, columns, gradient.size(1), ceil_mode);
+  Tensor slopes = gradient.contiguous(at::MemoryFormat::ChannelsLast);
+  Tensor choices = chosen.contiguous(at::MemoryFormat::ChannelsLast);
+  Tensor found = at::empty({gradient.size(0), all.channels, rows, columns}, gradient.options(),
+                           at::MemoryFormat::ChannelsLast);
+  if (2 * all.down < rows || 2 * all.across < columns) found.zero_();
+  const float* from = slopes.const_data_ptr<float>();
+  const uint8_t* which = choices.const_data_ptr<uint8_t>();
+  float* to = found.mutable_data_ptr<float>();
+  at::parallel_for(0, gradient.size(0) * all.down, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      float* image = to + row / all.down * rows * columns * all.channels;
+      for (int64_t x = 0; x < all.across; ++x) {
+        float* pixels[4];
+        all.pixels(image, row % all.down, x, pixels);
+        int64_t at = (row * all.across + x) * all.channels;
+        for (int k = 0; k < 4; ++k)
+          if (pixels[k]) chosen_only(from + at, which + at, k, all.channels, pixels[k]);
+      }
+    }
+  });
+  return found;
+}
+
 }  // namespace
 
-TORCH_LIBRARY(dualcaps_winograd, library) {
+TORCH_LIBRARY(dualcaps_cpu, library) {
+  library.def("max_pool2d(Tensor input, bool ceil_mode) -> (Tensor, Tensor)");
+  library.def(
+      "max_pool2d_backward(Tensor gradient, Tensor chosen, int rows, int columns, bool ceil_mode) -> Tensor");
   library.def("conv2d(Tensor input, Tensor weight, Tensor? bias, int padding) -> Tensor");
   library.def("conv2d_backward(Tensor gradient, Tensor input, Tensor weight, int padding) -> (Tensor, Tensor)");
 }
 
-TORCH_LIBRARY_IMPL(dualcaps_winograd, CPU, library) {
+TORCH_LIBRARY_IMPL(dualcaps_cpu, CPU, library) {
+  library.impl("max_pool2d", &max_pool2d);
+  library.impl("max_pool2d_backward", &max_pool2d_backward);
   library.impl("conv2d", &conv2d);
   library.impl("conv2d_backward", &conv2d_backward);
 }

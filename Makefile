@@ -11,7 +11,7 @@ test: .venv/.installed-dev  ## lint, types, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
-	$(BIN)/pytest -n auto
+	$(BIN)/pytest -n auto --dist worksteal
 
 coverage: .venv/.installed-dev  ## the tests again, and which lines they run; fails below 90 %
 	$(BIN)/pytest -n auto --cov --cov-fail-under=90

@@ -176,11 +176,10 @@ def test_shapes_that_the_kernels_do_not_take_are_refused(kernels: Path):
 
 
 def test_layers_that_gain_are_taken():
-    shape = torch.Size((8, 64, 16, 16))
-    assert cpu.takes(nn.Conv2d(64, 64, 3), shape)
-    assert cpu.takes(nn.Conv2d(24, 64, 3, padding=1, bias=False), torch.Size((8, 24, 1, 1)))
-    assert cpu.takes(nn.Conv2d(64, 128, 2), shape)
-    assert cpu.takes(nn.Conv2d(18, 16, 3), torch.Size((8, 18, 26, 26)))
+    assert cpu.takes(nn.Conv2d(64, 64, 3))
+    assert cpu.takes(nn.Conv2d(24, 64, 3, padding=1, bias=False))
+    assert cpu.takes(nn.Conv2d(64, 128, 2))
+    assert cpu.takes(nn.Conv2d(18, 16, 3))
     for layer in (
         nn.Conv2d(12, 64, 3),
         nn.Conv2d(64, 8, 3),
@@ -193,8 +192,7 @@ def test_layers_that_gain_are_taken():
         nn.Conv2d(64, 64, (3, 2)),
         nn.Conv2d(64, 64, 5),
     ):
-        assert not cpu.takes(layer, shape), layer
-    assert not cpu.takes(nn.Conv2d(64, 64, 3), torch.Size((8, 64, 2, 16)))
+        assert not cpu.takes(layer), layer
 
 
 @pytest.mark.parametrize(

@@ -24,9 +24,11 @@ def any_torch(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(step.cpu, "load", lambda: None)
 
 
-def make_step(said: list[str] | None = None, **options: Any) -> tuple[Network, TrainingStep]:
+def make_step(
+    said: list[str] | None = None, name: str = "capsnet", side: int = 12, **options: Any
+) -> tuple[Network, TrainingStep]:
     torch.manual_seed(0)
-    model = create_model("capsnet", (1, 12, 12), 3)
+    model = create_model(name, (1, side, side), 3)
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
     settings = {"batch_size": BATCH, "steps": 100, "reconstruction_weight": 0.0005, "bfloat16": False}
     settings |= {"compile": "never", "log": (said if said is not None else []).append}
@@ -190,6 +192,18 @@ def test_training_continues_without_a_compiler_and_says_why(monkeypatch: pytest.
     assert train(*batch()).loss > 0
     assert said == ["not compiled: Failed to find a C++ compiler"]
     assert not torch.equal(before, model.state_dict()["votes.transform.weight"])
+
+
+@pytest.mark.parametrize(("name", "loaded"), [("capsnet", True), ("sabour-capsnet", False)])
+def test_kernels_are_loaded_for_networks_that_use_them(monkeypatch: pytest.MonkeyPatch, name: str, *, loaded: bool):
+    loads: list[str] = []
+    monkeypatch.setattr(step.cpu, "load", lambda: loads.append(name))
+    make_step(name=name, side=20, compile="never")
+    assert not loads
+    make_step(name=name, side=20, compile="always")
+    assert bool(loads) == loaded
+    make_step(name=name, side=20, compile="always", bfloat16=True)
+    assert len(loads) == loaded
 
 
 def test_running_out_of_memory_is_not_hidden(monkeypatch: pytest.MonkeyPatch):

@@ -3,6 +3,7 @@
 from dualcaps.nn.attention import CapsAttention as CapsAttention
 from dualcaps.nn.attention import ConvAttention as ConvAttention
 from dualcaps.nn.decoder import Decoder as Decoder
+from dualcaps.nn.layers import Conv2d as Conv2d
 from dualcaps.nn.layers import LayerStack as LayerStack
 from dualcaps.nn.layers import MaxPool2d as MaxPool2d
 from dualcaps.nn.layers import crop_images as crop_images

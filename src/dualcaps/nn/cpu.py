@@ -67,17 +67,15 @@ def is_loaded() -> bool:
     return _loaded
 
 
-def takes(layer: nn.Conv2d, shape: torch.Size) -> bool:
-    """Whether a convolution is faster by these kernels, on images [batch, channels, height, width] of a shape."""
-    kernel, padding = layer.kernel_size, layer.padding
+def takes(layer: nn.Conv2d) -> bool:
+    """Whether a convolution is faster by these kernels."""
     return (
-        kernel in ((2, 2), (3, 3))
-        and padding in ((0, 0), (1, 1))
+        layer.kernel_size in ((2, 2), (3, 3))
+        and layer.padding in ((0, 0), (1, 1))
         and (layer.stride, layer.dilation, layer.groups) == ((1, 1), (1, 1), 1)
         and layer.padding_mode == "zeros"
         and layer.out_channels % _LANES == 0
         and min(layer.in_channels, layer.out_channels) >= _FEWEST
-        and min(shape[2:]) + 2 * padding[0] >= kernel[0]
     )
 
 

@@ -21,7 +21,7 @@ from dualcaps.data.augment import Overlap
 from dualcaps.errors import first_line
 from dualcaps.losses import reconstruction_loss
 from dualcaps.models import Network
-from dualcaps.nn import cpu, to_unit_range
+from dualcaps.nn import Conv2d, MaxPool2d, cpu, to_unit_range
 from dualcaps.robustness.overlap import both_found
 from dualcaps.runs.files import write_bytes
 
@@ -121,7 +121,9 @@ class TrainingStep:
         self._undecided, self._unjudged = compile == "auto", False
         self._usual_gain = _USUAL_GAIN if bfloat16 or self._device.type != "cpu" else _USUAL_GAIN_FLOAT32
         self._always = compile == "always"
-        self._has_kernels = self._device.type == "cpu" and not bfloat16
+        self._has_kernels = (
+            self._device.type == "cpu" and not bfloat16 and any(map(_is_faster_by_kernels, model.modules()))
+        )
         self._record = _record_file(model, batch_size, bfloat16, self._device)
         self.compiled = False
 
@@ -275,6 +277,10 @@ class TrainingStep:
     def _return_to_eager(self, why: str) -> None:
         self._compute, self.compiled, self._undecided, self._unjudged = self._eager, False, False, False
         self._log(why)
+
+
+def _is_faster_by_kernels(layer: nn.Module) -> bool:
+    return isinstance(layer, MaxPool2d) or (isinstance(layer, Conv2d) and cpu.takes(layer))
 
 
 def _record_file(model: Network, batch_size: int, bfloat16: bool, device: torch.device) -> Path:

@@ -123,6 +123,9 @@ def test_pooling_of_images_smaller_than_the_windows_is_refused(kernels: Path):
     with pytest.raises(RuntimeError, match="smaller than the windows"):
         cpu.max_pool2d(torch.rand(1, 8, 1, 4), ceil_mode=False)
     assert cpu.max_pool2d(torch.rand(1, 8, 1, 3), ceil_mode=True).shape == (1, 8, 1, 2)
+    chosen = torch.zeros(1, 8, 2, 2, dtype=torch.uint8)
+    with pytest.raises(RuntimeError, match="shape of the outputs"):
+        torch.ops.dualcaps_cpu.max_pool2d_backward(torch.rand(1, 8, 2, 3), chosen, 4, 4, False)
 
 
 def test_more_tiles_than_a_block_and_no_images(kernels: Path):

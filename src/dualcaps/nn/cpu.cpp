@@ -413,6 +413,9 @@ inline void chosen_only(const float* __restrict slopes, const uint8_t* __restric
 Tensor max_pool2d_backward(const Tensor& gradient, const Tensor& chosen, int64_t rows, int64_t columns,
                            bool ceil_mode) {
   Windows all = windows(rows, columns, gradient.size(1), ceil_mode);
+  TORCH_CHECK(gradient.scalar_type() == at::kFloat && chosen.scalar_type() == at::kByte &&
+                  gradient.sizes() == chosen.sizes() && gradient.size(2) == all.down && gradient.size(3) == all.across,
+              "the gradient does not have the shape of the outputs");
   Tensor slopes = gradient.contiguous(at::MemoryFormat::ChannelsLast);
   Tensor choices = chosen.contiguous(at::MemoryFormat::ChannelsLast);
   Tensor found = at::empty({gradient.size(0), all.channels, rows, columns}, gradient.options(),

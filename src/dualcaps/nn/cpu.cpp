@@ -345,19 +345,31 @@ std::tuple<Tensor, Tensor> conv2d_backward(const Tensor& gradient, const Tensor&
 
 // Windows of 2x2 pixels, side by side; those at an edge may lack pixels, which are null.
 struct Windows {
-  int64_t rows, columns, channels, down, across;
-  template <typename Number>
-  void pixels(Number* image, int64_t y, int64_t x, Number* (&found)[4]) const {
-    for (int k = 0; k < 4; ++k) {
-      int64_t row = 2 * y + k / 2, column = 2 * x + k % 2;
-      found[k] = row < rows && column < columns ? image + (row * columns + column) * channels : nullptr;
-    }
+  Windows(int64_t rows, int64_t columns, int64_t channels, bool ceil_mode)
+      : rows(rows),
+        columns(columns),
+        channels(channels),
+        down((rows + ceil_mode) / 2),
+        across((columns + ceil_mode) / 2) {}
+  // Calls use(pixels, place) for each window of all images, where `place` is that of its first output, in parallel.
+  template <typename Number, typename Use>
+  void each(Number* images, int64_t count, const Use& use) const {
+    at::parallel_for(0, count * down, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t line = begin; line < end; ++line) {
+        Number* image = images + line / down * rows * columns * channels;
+        for (int64_t x = 0; x < across; ++x) {
+          Number* pixels[4];
+          for (int k = 0; k < 4; ++k) {
+            int64_t row = 2 * (line % down) + k / 2, column = 2 * x + k % 2;
+            pixels[k] = row < rows && column < columns ? image + (row * columns + column) * channels : nullptr;
+          }
+          use(pixels, (line * across + x) * channels);
+        }
+      }
+    });
   }
+  int64_t rows, columns, channels, down, across;
 };
-
-Windows windows(int64_t rows, int64_t columns, int64_t channels, bool ceil_mode) {
-  return {rows, columns, channels, (rows + ceil_mode) / 2, (columns + ceil_mode) / 2};
-}
 
 // The largest of a window's pixels and its number: the first of equal ones, the last that is not a number, as in torch.
 inline void largest(const float* (&pixels)[4], int64_t channels, float* __restrict best, uint8_t* __restrict which) {
@@ -381,7 +393,7 @@ inline void largest(const float* (&pixels)[4], int64_t channels, float* __restri
 
 std::tuple<Tensor, Tensor> max_pool2d(const Tensor& input, bool ceil_mode) {
   TORCH_CHECK(input.dim() == 4 && input.scalar_type() == at::kFloat, "images must be float32 of four dimensions");
-  Windows all = windows(input.size(2), input.size(3), input.size(1), ceil_mode);
+  Windows all(input.size(2), input.size(3), input.size(1), ceil_mode);
   TORCH_CHECK(all.down > 0 && all.across > 0, "the images are smaller than the windows");
   Tensor images = input.contiguous(at::MemoryFormat::ChannelsLast);
   Tensor output = at::empty({input.size(0), all.channels, all.down, all.across}, images.options(),
@@ -390,16 +402,8 @@ std::tuple<Tensor, Tensor> max_pool2d(const Tensor& input, bool ceil_mode) {
   const float* from = images.const_data_ptr<float>();
   float* to = output.mutable_data_ptr<float>();
   uint8_t* which = chosen.mutable_data_ptr<uint8_t>();
-  at::parallel_for(0, input.size(0) * all.down, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      const float* image = from + row / all.down * all.rows * all.columns * all.channels;
-      for (int64_t x = 0; x < all.across; ++x) {
-        const float* pixels[4];
-        all.pixels(image, row % all.down, x, pixels);
-        int64_t at = (row * all.across + x) * all.channels;
-        largest(pixels, all.channels, to + at, which + at);
-      }
-    }
+  all.each(from, input.size(0), [&](const float* (&pixels)[4], int64_t place) {
+    largest(pixels, all.channels, to + place, which + place);
   });
   return {output, chosen};
 }
@@ -412,7 +416,7 @@ inline void chosen_only(const float* __restrict slopes, const uint8_t* __restric
 
 Tensor max_pool2d_backward(const Tensor& gradient, const Tensor& chosen, int64_t rows, int64_t columns,
                            bool ceil_mode) {
-  Windows all = windows(rows, columns, gradient.size(1), ceil_mode);
+  Windows all(rows, columns, gradient.size(1), ceil_mode);
   TORCH_CHECK(gradient.scalar_type() == at::kFloat && chosen.scalar_type() == at::kByte &&
                   gradient.sizes() == chosen.sizes() && gradient.size(2) == all.down && gradient.size(3) == all.across,
               "the gradient does not have the shape of the outputs");
@@ -424,17 +428,9 @@ Tensor max_pool2d_backward(const Tensor& gradient, const Tensor& chosen, int64_t
   const float* from = slopes.const_data_ptr<float>();
   const uint8_t* which = choices.const_data_ptr<uint8_t>();
   float* to = found.mutable_data_ptr<float>();
-  at::parallel_for(0, gradient.size(0) * all.down, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      float* image = to + row / all.down * rows * columns * all.channels;
-      for (int64_t x = 0; x < all.across; ++x) {
-        float* pixels[4];
-        all.pixels(image, row % all.down, x, pixels);
-        int64_t at = (row * all.across + x) * all.channels;
-        for (int k = 0; k < 4; ++k)
-          if (pixels[k]) chosen_only(from + at, which + at, k, all.channels, pixels[k]);
-      }
-    }
+  all.each(to, gradient.size(0), [&](float* (&pixels)[4], int64_t place) {
+    for (int k = 0; k < 4; ++k)
+      if (pixels[k]) chosen_only(from + place, which + place, k, all.channels, pixels[k]);
   });
   return found;
 }

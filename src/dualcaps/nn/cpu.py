@@ -37,7 +37,7 @@ def load() -> None:
     if _loaded:
         return
     if sys.platform != "linux" or torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
-        raise OSError("they need Linux and a processor with AVX2")
+        raise OSError("not on Linux with a processor that has AVX2")
     source = resources.files("dualcaps.nn").joinpath("cpu.cpp").read_bytes()
     torch_folder = Path(torch.__file__).parent
     include = torch_folder / "include"

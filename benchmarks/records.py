@@ -150,7 +150,8 @@ def write(data: str, folder: Path) -> None:
             lines.append(f"- {name}: {mean_and_spread([100 * json.loads(text)['test_accuracy'] for text in texts])} %")
     runs = [run for opened in found.values() for run in opened]
     sessions = {_conditions(session) for run in runs for session in run.provenance["sessions"]}
-    lines += ["", "Trained with", "", "    dualcaps " + shlex.join(command(data, "da-capsnet-r", 0)), "", "on", ""]
+    commands = [f"    dualcaps {shlex.join(command(data, name, 0))}" for name in found]
+    lines += ["", "Trained with", "", *commands, "", "and the next seeds, on", ""]
     lines += [f"- {session}" for session in sorted(sessions)]
     write_text(folder / "README.md", "\n".join([*lines, ""]))
     columns = ["network", "seed", "epoch", "loss", "train_accuracy", "test_accuracy", "seconds"]

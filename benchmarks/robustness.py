@@ -6,7 +6,7 @@ Affine changes, rotations, shifts, corruptions and attacks: trained on MNIST on 
 nothing else, until an epoch has 99 % of the validation images right (Sabour et al. 2017 compare networks of 99.2 %),
 then tested on affNIST's changes of all test images and the suite of `dualcaps robustness` of 1,000 of them. Overlapping
 digits: trained on MultiMNIST for five epochs. Stopped trainings are resumed; a run whose scores are in `scores.csv` is
-not trained again, on whatever machine.
+not trained again, on whatever machine. The curves are drawn for docs/robustness.md.
 """
 
 import argparse
@@ -16,17 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import ROOT, read_rows, session_cells
+from common import ROOT, differences, read_rows, session_cells
 
 from dualcaps import TrainConfig, create_model, fit, load_data, load_model
 from dualcaps.data.dataset import ImageDataset
 from dualcaps.inference import run_data
+from dualcaps.plots import png, strength_curves
 from dualcaps.robustness.suite import SUITES, robustness
-from dualcaps.runs.files import write_csv, write_text
+from dualcaps.runs.files import write_bytes, write_csv, write_text
 from dualcaps.runs.run import Run
 from dualcaps.training.callbacks import Callback, TrainingState
 
 NETWORKS = ("cnn", "capsnet", "da-capsnet", "sabour-capsnet")
+_REFERENCE = "capsnet"
 PARTS: dict[str, dict[str, Any]] = {
     "mnist-40": {"epochs": 10, "augment": "shift=0.15"},
     "mnist-36": {"epochs": 5, "augment": "shift=0.112,overlap", "protocol": "last"},
@@ -61,6 +63,7 @@ def main() -> None:
     parser.add_argument("--data", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "robustness")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "robustness")
+    parser.add_argument("--picture", type=Path, default=ROOT / "docs" / "images" / "robustness.png")
     options = parser.parse_args()
     found = read(options.out / "scores.csv")
     for name in options.data:
@@ -71,6 +74,7 @@ def main() -> None:
                     found += measure(train(data, network, seed, options.runs), data)
                     write(found, options.out)
     write(found, options.out)
+    write_bytes(options.picture, picture([row for row in found if row["data"] == "mnist-40"]))
 
 
 def train(data: ImageDataset, network: str, seed: int, runs: Path) -> Run:
@@ -148,6 +152,10 @@ def tables(found: Sequence[Row]) -> str:
             "",
             *_table(single, _LINES),
             "",
+            f"Over `{_REFERENCE}`, points, with 95 % intervals, the variance pooled over the networks where n < 5:",
+            "",
+            *_differences(single, _LINES),
+            "",
             "Gradients of the attacked networks: the check of `dualcaps robustness`.",
             "",
             *_table(single, _GRADIENTS),
@@ -203,30 +211,68 @@ _PAIRS: tuple[Line, ...] = (
 def _table(found: Sequence[Row], lines: Sequence[Line]) -> list[str]:
     networks = [name for name in NETWORKS if any(row["network"] == name for row in found)]
     text = [f"| | {' | '.join(networks)} |", f"| --- |{' ---: |' * len(networks)}"]
-    for heading, suite, change, strength, factor in lines:
+    for line in lines:
         cells = []
         for network in networks:
-            chosen = [
-                row
-                for row in found
-                if (row["network"], row["suite"]) == (network, suite)
-                and change in (None, row["change"])
-                and (strength is None or abs(row["strength"] - strength) < 1e-9)
-            ]
-            seeds = sorted({row["seed"] for row in chosen})
-            means = [
-                factor * statistics.mean(float(row["accuracy"]) for row in chosen if row["seed"] == seed)
-                for seed in seeds
-            ]
-            spread = f" ± {statistics.stdev(means):.1f}" if len(means) > 1 else ""
-            cells.append(f"{statistics.mean(means):.1f}{spread} ({len(means)})" if means else "–")
-        text.append(f"| {heading} | {' | '.join(cells)} |")
+            values = _of_each_seed(found, network, line)
+            spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+            cells.append(f"{statistics.mean(values):.1f}{spread} ({len(values)})" if values else "–")
+        text.append(f"| {line[0]} | {' | '.join(cells)} |")
     epochs = {
         network: sorted({(row["seed"], row["epochs"]) for row in found if row["network"] == network})
         for network in networks
     }
     cells = [", ".join(str(count) for _, count in epochs[network]) for network in networks]
     return [*text, f"| epochs of each seed | {' | '.join(cells)} |"]
+
+
+def _differences(found: Sequence[Row], lines: Sequence[Line]) -> list[str]:
+    """How much each network lies over `capsnet`, with 95 % intervals."""
+    networks = [name for name in NETWORKS if any(row["network"] == name for row in found)]
+    others = [name for name in networks if name != _REFERENCE]
+    text = [f"| | {' | '.join(others)} |", f"| --- |{' ---: |' * len(others)}"]
+    for line in lines:
+        values = {network: _of_each_seed(found, network, line) for network in networks}
+        gains = differences({network: values[network] for network in networks if values[network]}, _REFERENCE)
+        text.append(f"| {line[0]} | {' | '.join(gains.get(network, '–') for network in others)} |")
+    return text
+
+
+def _of_each_seed(found: Sequence[Row], network: str, line: Line) -> list[float]:
+    """The mean of each seed of a network over the rows that a line of a table is about."""
+    _, suite, change, strength, factor = line
+    by_seed: dict[int, list[float]] = {}
+    for row in found:
+        if (
+            (row["network"], row["suite"]) == (network, suite)
+            and change in (None, row["change"])
+            and (strength is None or abs(row["strength"] - strength) < 1e-9)
+        ):
+            by_seed.setdefault(row["seed"], []).append(factor * float(row["accuracy"]))
+    return [statistics.mean(by_seed[seed]) for seed in sorted(by_seed)]
+
+
+_KINDS = {
+    "rotation": "degrees",
+    "shift": "share of the side",
+    "FGSM": "largest change of a value in [0, 1]",
+    "PGD": "largest change of a value in [0, 1]",
+}
+
+
+def picture(single: Sequence[Row]) -> bytes:
+    """Mean accuracies over the seeds against the strength of rotation, shift and attacks, a line for each network."""
+    curves: dict[str, dict[str, tuple[list[float], list[float]]]] = {kind: {} for kind in _KINDS}
+    for kind in _KINDS:
+        for network in NETWORKS:
+            by_strength: dict[float, list[float]] = {}
+            for row in single:
+                if row["network"] == network and (row["suite"] == "clean" or row["change"] == kind):
+                    by_strength.setdefault(row["strength"], []).append(100 * float(row["accuracy"]))
+            if by_strength:
+                strengths = sorted(by_strength)
+                curves[kind][network] = strengths, [statistics.mean(by_strength[strength]) for strength in strengths]
+    return png(strength_curves(curves, _KINDS))
 
 
 if __name__ == "__main__":

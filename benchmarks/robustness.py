@@ -209,7 +209,7 @@ _PAIRS: tuple[Line, ...] = (
 
 
 def _table(found: Sequence[Row], lines: Sequence[Line]) -> list[str]:
-    networks = [name for name in NETWORKS if any(row["network"] == name for row in found)]
+    networks = _networks(found)
     text = [f"| | {' | '.join(networks)} |", f"| --- |{' ---: |' * len(networks)}"]
     for line in lines:
         cells = []
@@ -228,7 +228,7 @@ def _table(found: Sequence[Row], lines: Sequence[Line]) -> list[str]:
 
 def _differences(found: Sequence[Row], lines: Sequence[Line]) -> list[str]:
     """How much each network lies over `capsnet`, with 95 % intervals."""
-    networks = [name for name in NETWORKS if any(row["network"] == name for row in found)]
+    networks = _networks(found)
     others = [name for name in networks if name != _REFERENCE]
     text = [f"| | {' | '.join(others)} |", f"| --- |{' ---: |' * len(others)}"]
     for line in lines:
@@ -236,6 +236,10 @@ def _differences(found: Sequence[Row], lines: Sequence[Line]) -> list[str]:
         gains = differences({network: values[network] for network in networks if values[network]}, _REFERENCE)
         text.append(f"| {line[0]} | {' | '.join(gains.get(network, '–') for network in others)} |")
     return text
+
+
+def _networks(found: Sequence[Row]) -> list[str]:
+    return [name for name in NETWORKS if any(row["network"] == name for row in found)]
 
 
 def _of_each_seed(found: Sequence[Row], network: str, line: Line) -> list[float]:

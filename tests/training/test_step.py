@@ -21,14 +21,14 @@ BATCH = 8
 def any_torch(monkeypatch: pytest.MonkeyPatch):
     """Whether this torch compiles correctly matters to none of these tests, which compile nothing in this process."""
     monkeypatch.setattr(step, "_COMPILES_ON_CPU", "2")
-    monkeypatch.setattr(step.cpu, "load", lambda: None)
+    monkeypatch.setattr(step.kernels, "load", lambda: None)
 
 
 def make_step(
-    said: list[str] | None = None, name: str = "capsnet", side: int = 12, **options: Any
+    said: list[str] | None = None, name: str = "capsnet", side: int = 12, routing: str = "dynamic", **options: Any
 ) -> tuple[Network, TrainingStep]:
     torch.manual_seed(0)
-    model = create_model(name, (1, side, side), 3)
+    model = create_model(name, (1, side, side), 3, routing=routing)
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
     settings = {"batch_size": BATCH, "steps": 100, "reconstruction_weight": 0.0005, "bfloat16": False}
     settings |= {"compile": "never", "log": (said if said is not None else []).append}
@@ -194,15 +194,20 @@ def test_training_continues_without_a_compiler_and_says_why(monkeypatch: pytest.
     assert not torch.equal(before, model.state_dict()["votes.transform.weight"])
 
 
-@pytest.mark.parametrize(("name", "loaded"), [("capsnet", True), ("sabour-capsnet", False)])
-def test_kernels_are_loaded_for_networks_that_use_them(monkeypatch: pytest.MonkeyPatch, name: str, *, loaded: bool):
+@pytest.mark.parametrize(
+    ("name", "routing", "loaded"),
+    [("capsnet", "em", True), ("sabour-capsnet", "dynamic", True), ("sabour-capsnet", "em", False)],
+)
+def test_kernels_are_loaded_for_networks_that_use_them(
+    monkeypatch: pytest.MonkeyPatch, name: str, routing: str, *, loaded: bool
+):
     loads: list[str] = []
-    monkeypatch.setattr(step.cpu, "load", lambda: loads.append(name))
-    make_step(name=name, side=20, compile="never")
+    monkeypatch.setattr(step.kernels, "load", lambda: loads.append(name))
+    make_step(name=name, side=20, compile="never", routing=routing)
     assert not loads
-    make_step(name=name, side=20, compile="always")
+    make_step(name=name, side=20, compile="always", routing=routing)
     assert bool(loads) == loaded
-    make_step(name=name, side=20, compile="always", bfloat16=True)
+    make_step(name=name, side=20, compile="always", bfloat16=True, routing=routing)
     assert len(loads) == loaded
 
 

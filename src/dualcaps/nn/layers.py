@@ -11,9 +11,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.modules import module as module_hooks
 
-from dualcaps.nn import cpu
-
-_is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # torch 2.6 does not have it
+from dualcaps import kernels
+from dualcaps.nn import fourier
 
 
 def glorot_conv(inputs: int, outputs: int, kernel: int, *, stride: int = 1, padding: int | str = 0) -> nn.Conv2d:
@@ -26,20 +25,26 @@ def glorot_conv(inputs: int, outputs: int, kernel: int, *, stride: int = 1, padd
 
 
 class Conv2d(nn.Conv2d):
-    """A convolution that compiled code computes by Winograd's algorithm where `dualcaps.nn.cpu` has a faster kernel."""
+    """A convolution that is computed otherwise where that is faster: in float32 on the CPU.
+
+    Large filters with a stride through `dualcaps.nn.fourier`; in compiled code, small ones by Winograd's algorithm
+    where `dualcaps.kernels` has one.
+    """
 
     def forward(
         self, input: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch features rows columns"]:
         """Convolve as `torch.nn.Conv2d` does."""
-        if _has_kernels(input) and cpu.takes(self):
+        if kernels.are_used(input) and kernels.takes_convolution(self):
             assert not isinstance(self.padding, str)
-            return cpu.conv2d(input, self.weight, self.bias, self.padding[0])
+            return kernels.conv2d(input, self.weight, self.bias, self.padding[0])
+        if kernels.is_float32_on_cpu(input) and fourier.takes(self, input):
+            return fourier.conv2d(input, self.weight, self.bias, self.stride[0])
         return super().forward(input)
 
 
 class MaxPool2d(nn.MaxPool2d):
-    """Max pooling of 2x2 windows, which compiled code computes by the kernel of `dualcaps.nn.cpu` where that is loaded.
+    """Max pooling of 2x2 windows, which compiled code computes by `dualcaps.kernels` where they are loaded.
 
     Args:
         ceil_mode: whether an odd side is pooled to the larger half.
@@ -52,8 +57,8 @@ class MaxPool2d(nn.MaxPool2d):
         self, input: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch channels rows columns"]:
         """Pool as `torch.nn.MaxPool2d` does."""
-        if _has_kernels(input):
-            return cpu.max_pool2d(input, ceil_mode=self.ceil_mode)
+        if kernels.are_used(input):
+            return kernels.max_pool2d(input, ceil_mode=self.ceil_mode)
         return nn.functional.max_pool2d(input, 2, ceil_mode=self.ceil_mode)
 
 
@@ -66,7 +71,7 @@ class GreyConv(nn.Conv2d):
 
     def forward(self, input: Float[Tensor, "batch 1 height width"]) -> Float[Tensor, "batch channels rows columns"]:
         """Convolve as `torch.nn.Conv2d` does."""
-        if not torch.compiler.is_compiling() or _is_exporting() or input.device.type != "cpu":
+        if not torch.compiler.is_compiling() or kernels.is_exporting() or input.device.type != "cpu":
             return super().forward(input)
         channels = (0, 0, 0, 0, 0, 3)
         padded = nn.functional.pad(input, channels).contiguous(memory_format=torch.channels_last)
@@ -202,15 +207,3 @@ def to_unit_range(
     bfloat16 represents 0 to 255 exactly, so that only the quotient is rounded.
     """
     return images.to(number_type, memory_format=torch.channels_last).div_(255)
-
-
-def _has_kernels(input: Tensor) -> bool:
-    """Whether the code that is being compiled may compute with kernels of `dualcaps.nn.cpu`."""
-    return (
-        torch.compiler.is_compiling()
-        and not _is_exporting()
-        and input.device.type == "cpu"
-        and input.dtype == torch.float32
-        and not torch.is_autocast_enabled("cpu")
-        and cpu.is_loaded()
-    )

@@ -16,12 +16,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from dualcaps import kernels
 from dualcaps.config import Compile, to_json
 from dualcaps.data.augment import Overlap
 from dualcaps.errors import first_line
 from dualcaps.losses import reconstruction_loss
-from dualcaps.models import Network
-from dualcaps.nn import Conv2d, MaxPool2d, cpu, to_unit_range
+from dualcaps.models import CapsNet, Network
+from dualcaps.nn import Conv2d, MaxPool2d, to_unit_range
 from dualcaps.robustness.overlap import both_found
 from dualcaps.runs.files import write_bytes
 
@@ -121,9 +122,7 @@ class TrainingStep:
         self._undecided, self._unjudged = compile == "auto", False
         self._usual_gain = _USUAL_GAIN if bfloat16 or self._device.type != "cpu" else _USUAL_GAIN_FLOAT32
         self._always = compile == "always"
-        self._has_kernels = (
-            self._device.type == "cpu" and not bfloat16 and any(map(_is_faster_by_kernels, model.modules()))
-        )
+        self._has_kernels = self._device.type == "cpu" and not bfloat16 and any(map(_gains_by_kernels, model.modules()))
         self._record = _record_file(model, batch_size, bfloat16, self._device)
         self.compiled = False
 
@@ -247,7 +246,7 @@ class TrainingStep:
     def _start_compiled(self) -> None:
         if self._has_kernels:
             try:
-                cpu.load()
+                kernels.load()
             except OSError as error:
                 self._log(f"the kernels of dualcaps are not used: {error}")
         function = self._eager
@@ -279,13 +278,15 @@ class TrainingStep:
         self._log(why)
 
 
-def _is_faster_by_kernels(layer: nn.Module) -> bool:
-    return isinstance(layer, MaxPool2d) or (isinstance(layer, Conv2d) and cpu.takes(layer))
+def _gains_by_kernels(layer: nn.Module) -> bool:
+    if isinstance(layer, CapsNet):
+        return layer.config.routing == "dynamic"
+    return isinstance(layer, MaxPool2d) or (isinstance(layer, Conv2d) and kernels.takes_convolution(layer))
 
 
 def _record_file(model: Network, batch_size: int, bfloat16: bool, device: torch.device) -> Path:
     """The file with measurements of compiling for steps like these on this machine."""
-    threads = f"cpu {torch.get_num_threads()}, float32 by the kernels of nn/cpu.cpp"
+    threads = f"cpu {torch.get_num_threads()}, float32 by dualcaps.kernels"
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else threads
     alike = [to_json(model.config), batch_size, bfloat16, name, torch.__version__]
     digest = hashlib.sha256(json.dumps(alike, sort_keys=True).encode()).hexdigest()

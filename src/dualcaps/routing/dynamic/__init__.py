@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dualcaps import kernels
 from dualcaps.config import Update
 from dualcaps.registry import register_routing
 from dualcaps.routing.dynamic.eager import route_eager
@@ -43,7 +44,8 @@ def route_dynamic(
         update: "accumulate" adds the agreement to the logits (Eq. 7); "replace" overwrites them, as the
             Keras example does.
         implementation: "triton" (one fused kernel, CUDA), "eager" (any device) or "reference" (loops,
-            very slow); "auto" is "triton" if `why_not_triton` returns None.
+            very slow); "auto" is "triton" on CUDA if `why_not_triton` returns None, in compiled training in float32
+            on the CPU the kernel of `dualcaps.kernels`, otherwise "eager".
         couplings: whether to return the couplings, which costs memory with "triton".
         trace: a list to which logits, couplings and poses of each iteration are appended, computed by "eager".
 
@@ -57,14 +59,16 @@ def route_dynamic(
         if implementation not in ("auto", "eager"):
             raise ValueError(f"iterations are traced by implementation eager only, got {implementation!r}")
         return Routing(*route_eager(votes, iterations, squash_constant, update, trace))
-    if implementation == "auto":
-        implementation = "triton" if votes.is_cuda and why_not_triton(votes) is None else "eager"
+    if implementation == "auto" and votes.is_cuda and why_not_triton(votes) is None:
+        implementation = "triton"
     elif implementation == "triton" and (reason := why_not_triton(votes)):
         raise ValueError(f"implementation triton cannot route these votes: {reason}")
     if implementation == "triton":
         from dualcaps.routing.dynamic.triton import route_triton
 
         return Routing(*route_triton(votes, iterations, squash_constant, update, couplings))
+    if implementation == "auto" and not couplings and kernels.are_used(votes) and kernels.takes_votes(votes):
+        return Routing(kernels.route(votes, iterations, squash_constant, update), None)
     run = route_reference if implementation == "reference" else route_eager
     parents, found = run(votes, iterations, squash_constant, update)
     return Routing(parents, found if couplings else None)

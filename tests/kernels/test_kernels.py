@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,20 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from dualcaps.nn import cpu
+from dualcaps import kernels
 
 BUILDS = sys.platform == "linux" and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 pytestmark = pytest.mark.skipif(not BUILDS, reason="needs Linux and AVX2")
-
-
-@pytest.fixture(scope="module")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The kernels, loaded, and the folder that they are kept in."""
-    folder = tmp_path_factory.mktemp("kernels")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(folder))
-        cpu.load()
-        yield folder
 
 
 def random_layer(
@@ -56,7 +45,7 @@ def gradients(output: Tensor, *leaves: Tensor) -> tuple[Tensor, ...]:
     channels_last=st.booleans(),
 )
 def test_values_and_gradients_are_those_of_a_direct_convolution(
-    kernels: Path,
+    folder: Path,
     images: int,
     inputs: int,
     outputs: int,
@@ -75,7 +64,7 @@ def test_values_and_gradients_are_those_of_a_direct_convolution(
     leaves = [values.requires_grad_() for values in (input, weight, *([bias] if with_bias else []))]
     exact = [values.detach().double().requires_grad_() for values in leaves]
     expected = nn.functional.conv2d(exact[0], exact[1], exact[2] if with_bias else None, padding=padding)
-    found = cpu.conv2d(leaves[0], leaves[1], leaves[2] if with_bias else None, padding)
+    found = kernels.conv2d(leaves[0], leaves[1], leaves[2] if with_bias else None, padding)
     assert found.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(found.double(), expected, atol=2e-5, rtol=0)
     for ours, theirs in zip(gradients(found.double(), *leaves), gradients(expected, *exact), strict=True):
@@ -94,7 +83,7 @@ def test_values_and_gradients_are_those_of_a_direct_convolution(
     nan=st.booleans(),
 )
 def test_pooling_is_that_of_torch_to_the_bit(
-    kernels: Path,
+    folder: Path,
     images: int,
     channels: int,
     rows: int,
@@ -112,45 +101,45 @@ def test_pooling_is_that_of_torch_to_the_bit(
         input = input.contiguous(memory_format=torch.channels_last)
     input.requires_grad_()
     expected = nn.functional.max_pool2d(input, 2, ceil_mode=ceil_mode)
-    found = cpu.max_pool2d(input, ceil_mode=ceil_mode)
+    found = kernels.max_pool2d(input, ceil_mode=ceil_mode)
     assert found.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(found, expected, atol=0, rtol=0, equal_nan=True)
     for ours, theirs in zip(gradients(found, input), gradients(expected, input), strict=True):
         assert torch.equal(ours, theirs)
 
 
-def test_pooling_of_images_smaller_than_the_windows_is_refused(kernels: Path):
+def test_pooling_of_images_smaller_than_the_windows_is_refused(folder: Path):
     with pytest.raises(RuntimeError, match="smaller than the windows"):
-        cpu.max_pool2d(torch.rand(1, 8, 1, 4), ceil_mode=False)
-    assert cpu.max_pool2d(torch.rand(1, 8, 1, 3), ceil_mode=True).shape == (1, 8, 1, 2)
+        kernels.max_pool2d(torch.rand(1, 8, 1, 4), ceil_mode=False)
+    assert kernels.max_pool2d(torch.rand(1, 8, 1, 3), ceil_mode=True).shape == (1, 8, 1, 2)
     chosen = torch.zeros(1, 8, 2, 2, dtype=torch.uint8)
     with pytest.raises(RuntimeError, match="shape of the outputs"):
         torch.ops.dualcaps_cpu.max_pool2d_backward(torch.rand(1, 8, 2, 3), chosen, 4, 4, False)
 
 
-def test_more_tiles_than_a_block_and_no_images(kernels: Path):
+def test_more_tiles_than_a_block_and_no_images(folder: Path):
     for images in (0, 3):
         input, weight, bias = random_layer(images=images, rows=40, columns=37)
         expected = nn.functional.conv2d(input, weight, bias, padding=1)
-        torch.testing.assert_close(cpu.conv2d(input, weight, bias, 1), expected, atol=2e-5, rtol=0)
+        torch.testing.assert_close(kernels.conv2d(input, weight, bias, 1), expected, atol=2e-5, rtol=0)
         ours, theirs = (
             gradients(convolve(weight.requires_grad_()).double(), weight)[0]
             for convolve in (
-                lambda weight, input=input: cpu.conv2d(input, weight, None, 1),
+                lambda weight, input=input: kernels.conv2d(input, weight, None, 1),
                 lambda weight, input=input: nn.functional.conv2d(input, weight, padding=1),
             )
         )
         torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-4)
 
 
-def test_repeated_to_the_bit_and_outputs_independent_of_the_threads(kernels: Path):
+def test_repeated_to_the_bit_and_outputs_independent_of_the_threads(folder: Path):
     input, weight, bias = random_layer(images=7, rows=30)
     weight.requires_grad_()
     before, outputs = torch.get_num_threads(), []
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            first, second = (cpu.conv2d(input, weight, bias, 1) for _ in range(2))
+            first, second = (kernels.conv2d(input, weight, bias, 1) for _ in range(2))
             assert torch.equal(*(gradients(found.double(), weight)[0] for found in (first, second)))
             outputs.append(first)
     finally:
@@ -159,7 +148,7 @@ def test_repeated_to_the_bit_and_outputs_independent_of_the_threads(kernels: Pat
     assert torch.equal(outputs[0], outputs[2])
 
 
-def test_torch_can_trace_it(kernels: Path):
+def test_torch_can_trace_it(folder: Path):
     input, weight, bias = (values.requires_grad_() for values in random_layer())
     for arguments in ((input, weight, bias, 1), (input, weight, None, 0)):
         torch.library.opcheck(torch.ops.dualcaps_cpu.conv2d.default, arguments)
@@ -167,22 +156,22 @@ def test_torch_can_trace_it(kernels: Path):
         torch.library.opcheck(torch.ops.dualcaps_cpu.max_pool2d.default, (input, ceil_mode))
 
 
-def test_shapes_that_the_kernels_do_not_take_are_refused(kernels: Path):
+def test_shapes_that_the_kernels_do_not_take_are_refused(folder: Path):
     for options, reason in (({"outputs": 12}, "multiples of 8"), ({"kernel": 5}, "2x2 or 3x3")):
         with pytest.raises(RuntimeError, match=reason):
-            cpu.conv2d(*random_layer(**options), 0)
+            kernels.conv2d(*random_layer(**options), 0)
     input, weight, bias = random_layer()
     with pytest.raises(RuntimeError, match="float32"):
-        cpu.conv2d(input.double(), weight.double(), bias.double(), 0)
+        kernels.conv2d(input.double(), weight.double(), bias.double(), 0)
     with pytest.raises(RuntimeError, match="smaller than the filters"):
-        cpu.conv2d(input[:, :, :2], weight, bias, 0)
+        kernels.conv2d(input[:, :, :2], weight, bias, 0)
 
 
 def test_layers_that_gain_are_taken():
-    assert cpu.takes(nn.Conv2d(64, 64, 3))
-    assert cpu.takes(nn.Conv2d(24, 64, 3, padding=1, bias=False))
-    assert cpu.takes(nn.Conv2d(64, 128, 2))
-    assert cpu.takes(nn.Conv2d(18, 16, 3))
+    assert kernels.takes_convolution(nn.Conv2d(64, 64, 3))
+    assert kernels.takes_convolution(nn.Conv2d(24, 64, 3, padding=1, bias=False))
+    assert kernels.takes_convolution(nn.Conv2d(64, 128, 2))
+    assert kernels.takes_convolution(nn.Conv2d(18, 16, 3))
     for layer in (
         nn.Conv2d(12, 64, 3),
         nn.Conv2d(64, 8, 3),
@@ -195,23 +184,23 @@ def test_layers_that_gain_are_taken():
         nn.Conv2d(64, 64, (3, 2)),
         nn.Conv2d(64, 64, 5),
     ):
-        assert not cpu.takes(layer), layer
+        assert not kernels.takes_convolution(layer), layer
 
 
 @pytest.mark.parametrize(
     ("compiler", "message"), [("missing-c++", "no compiler missing-c++: install one"), ("false", "false failed")]
 )
 def test_without_a_compiler_it_says_so(monkeypatch: pytest.MonkeyPatch, compiler: str, message: str):
-    monkeypatch.setattr(cpu, "_loaded", False)
+    monkeypatch.setattr(kernels, "_loaded", False)
     monkeypatch.setenv("CXX", compiler)
     with pytest.raises(OSError, match=message.replace("+", r"\+")):
-        cpu.load()
+        kernels.load()
 
 
 @pytest.mark.slow
-def test_the_compiled_library_is_kept(kernels: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(kernels))
+def test_the_compiled_library_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
     monkeypatch.setenv("CXX", "missing-c++")
-    code = "from dualcaps.nn import cpu; cpu.load(); print(cpu.is_loaded())"
+    code = "from dualcaps import kernels; kernels.load(); print(kernels.is_loaded())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout == "True\n", done.stderr

@@ -1,8 +1,9 @@
-"""Kernels for float32 on the CPU: cpu.cpp, compiled once for each version of torch.
+"""Kernels for float32 on the CPU, in C++, compiled once for each version of torch; used by compiled training.
 
-Convolutions by Winograd's minimal filtering (Lavin & Gray 2016, arXiv:1509.09308), of stride 1, take a quarter of the
-multiplications with 3x3 filters and 40 % of them with 2x2 filters; the error is about twice that of the direct sum.
-Max pooling of 2x2 windows, whose gradient torch's compiler writes number by number.
+- Convolutions by Winograd's minimal filtering (Lavin & Gray 2016, arXiv:1509.09308), of stride 1, take a quarter of the
+  multiplications with 3x3 filters and 40 % of them with 2x2 filters; the error is about twice that of the direct sum.
+- Max pooling of 2x2 windows, whose gradient torch's compiler writes number by number.
+- Dynamic routing, which reads the votes once in each iteration.
 """
 
 import hashlib
@@ -19,12 +20,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dualcaps.config import Update
 from dualcaps.runs.files import write_bytes
 
 _LANES = 8  # channels are computed together
+_DIMS = (8, 16, 24, 32)  # of the votes
 _FEWEST = 16  # channels on either side; with fewer there is little to gain or a loss
 _NAME = "dualcaps_cpu"
 _loaded = False
+# torch 2.6 does not have it, and is compiled with on the CPU only to export.
+is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
 
 
 def load() -> None:
@@ -38,7 +43,6 @@ def load() -> None:
         return
     if sys.platform != "linux" or torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
         raise OSError("not on Linux with a processor that has AVX2")
-    source = resources.files("dualcaps.nn").joinpath("cpu.cpp").read_bytes()
     torch_folder = Path(torch.__file__).parent
     include = torch_folder / "include"
     options = [
@@ -47,11 +51,13 @@ def load() -> None:
         *(f"-I{include}", f"-I{include / 'torch' / 'csrc' / 'api' / 'include'}"),
         *(f"-L{torch_folder / 'lib'}", "-ltorch_cpu", "-lc10"),
     ]
-    alike = "\n".join([*options, torch.__version__]).encode()
-    digest = hashlib.sha256(source + alike).hexdigest()[:32]
-    library = platformdirs.user_cache_path("dualcaps") / "kernels" / f"cpu-{digest}.so"
-    if not library.is_file():
-        _compile(source, options, library)
+    with resources.as_file(resources.files("dualcaps.kernels")) as folder:
+        sources = sorted(path for path in folder.iterdir() if path.suffix in (".h", ".cpp"))
+        alike = [path.read_bytes() for path in sources] + [text.encode() for text in (*options, torch.__version__)]
+        digest = hashlib.sha256(b"\n".join(alike)).hexdigest()[:32]
+        library = platformdirs.user_cache_path("dualcaps") / "kernels" / f"cpu-{digest}.so"
+        if not library.is_file():
+            _compile(folder / "cpu.cpp", options, library)
     torch.ops.load_library(str(library))
     torch.library.register_fake(f"{_NAME}::conv2d", _shape_of_output)
     torch.library.register_fake(f"{_NAME}::conv2d_backward", _shapes_of_gradients)
@@ -59,6 +65,9 @@ def load() -> None:
     torch.library.register_fake(f"{_NAME}::max_pool2d", _shapes_of_pooled)
     torch.library.register_fake(f"{_NAME}::max_pool2d_backward", _shape_of_unpooled)
     torch.library.register_autograd(f"{_NAME}::max_pool2d", _pool_backward, setup_context=_save_choices)
+    torch.library.register_fake(f"{_NAME}::route", _shapes_of_routing)
+    torch.library.register_fake(f"{_NAME}::route_backward", lambda _gradient, votes, *_: torch.empty_like(votes))
+    torch.library.register_autograd(f"{_NAME}::route", _route_backward, setup_context=_save_routing)
     _loaded = True
 
 
@@ -67,8 +76,23 @@ def is_loaded() -> bool:
     return _loaded
 
 
-def takes(layer: nn.Conv2d) -> bool:
-    """Whether a convolution is faster by these kernels."""
+def are_used(input: Tensor) -> bool:
+    """Whether the code that is being compiled may compute with these kernels, as it computes in float32 on the CPU."""
+    return torch.compiler.is_compiling() and _loaded and is_float32_on_cpu(input)
+
+
+def is_float32_on_cpu(input: Tensor) -> bool:
+    """Whether the operations on this tensor are computed in float32 on the CPU and not exported."""
+    return (
+        not is_exporting()
+        and input.device.type == "cpu"
+        and input.dtype == torch.float32
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def takes_convolution(layer: nn.Conv2d) -> bool:
+    """Whether a convolution is faster by `conv2d`."""
     return (
         layer.kernel_size in ((2, 2), (3, 3))
         and layer.padding in ((0, 0), (1, 1))
@@ -109,14 +133,32 @@ def max_pool2d(
     return getattr(torch.ops, _NAME).max_pool2d(input, ceil_mode)[0]
 
 
-def _compile(source: bytes, options: list[str], library: Path) -> None:
+def takes_votes(votes: Float[Tensor, "batch parents children dim"]) -> bool:
+    """Whether `route` has a kernel for these votes."""
+    return votes.shape[3] in _DIMS
+
+
+def route(
+    votes: Float[Tensor, "batch parents children dim"], iterations: int, squash_constant: float, update: Update
+) -> Float[Tensor, "batch parents dim"]:
+    """The parents by dynamic routing, float32 on the CPU, differentiable; see `dualcaps.route` for the arguments.
+
+    Votes may lie in any order in memory and are not copied if those of a vote lie side by side.
+
+    Raises:
+        RuntimeError: shapes or types that the kernels do not take.
+    """
+    return getattr(torch.ops, _NAME).route(votes, iterations, squash_constant, update == "accumulate")[0]
+
+
+def _compile(source: Path, options: list[str], library: Path) -> None:
     compiler = os.environ.get("CXX", "c++")
     library.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         draft = Path(folder, library.name)
-        command = [compiler, "-x", "c++", "-", *options, "-o", str(draft)]
+        command = [compiler, str(source), *options, "-o", str(draft)]
         try:
-            subprocess.run(command, input=source, capture_output=True, check=True)
+            subprocess.run(command, capture_output=True, check=True)
         except FileNotFoundError as error:
             raise OSError(f"no compiler {compiler}: install one, or set CXX") from error
         except subprocess.CalledProcessError as error:
@@ -170,3 +212,25 @@ def _pool_backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, None]
     (chosen,) = ctx.saved_tensors
     backward = getattr(torch.ops, _NAME).max_pool2d_backward
     return backward(gradient, chosen, *ctx.sides, ctx.ceil_mode), None
+
+
+def _shapes_of_routing(
+    votes: Tensor, iterations: int, _squash_constant: float, _accumulate: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    batch, parents, children, dim = votes.shape
+    poses = votes.new_empty((batch, iterations, parents, dim))
+    couplings = votes.new_empty((batch, iterations - 1, children, parents))
+    return votes.new_empty((batch, parents, dim)), poses, torch.empty_like(poses), couplings
+
+
+def _save_routing(
+    ctx: Any, inputs: tuple[Tensor, int, float, bool], output: tuple[Tensor, Tensor, Tensor, Tensor]
+) -> None:
+    votes, _, ctx.squash_constant, ctx.accumulate = inputs
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(votes, *output[1:])
+
+
+def _route_backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor, None, None, None]:
+    backward = getattr(torch.ops, _NAME).route_backward
+    return backward(gradient, *ctx.saved_tensors, ctx.squash_constant, ctx.accumulate), None, None, None

@@ -72,9 +72,8 @@ def main() -> None:
             for network in options.networks:
                 if not any((row["data"], row["network"], row["seed"]) == (name, network, seed) for row in found):
                     found += measure(train(data, network, seed, options.runs), data)
-                    write(found, options.out)
-    write(found, options.out)
-    write_bytes(options.picture, picture([row for row in found if row["data"] == "mnist-40"]))
+                    write(found, options.out, options.picture)
+    write(found, options.out, options.picture)
 
 
 def train(data: ImageDataset, network: str, seed: int, runs: Path) -> Run:
@@ -124,8 +123,8 @@ def read(file: Path) -> list[Row]:
     return found
 
 
-def write(found: Sequence[Row], out: Path) -> None:
-    """Write the scores as CSV, in the order of the networks, and the tables."""
+def write(found: Sequence[Row], out: Path, curves: Path) -> None:
+    """Write the scores as CSV, in the order of the networks, the tables, and the picture of the curves."""
     ordered = sorted(
         found, key=lambda row: (list(PARTS).index(row["data"]), row["seed"], NETWORKS.index(row["network"]))
     )
@@ -133,6 +132,7 @@ def write(found: Sequence[Row], out: Path) -> None:
     lines = ([_cell(row.get(field, "")) for field in FIELDS] for row in ordered)
     write_csv(out / "scores.csv", FIELDS, lines)
     write_text(out / "RESULTS.md", tables(ordered))
+    write_bytes(curves, picture([row for row in ordered if row["data"] == "mnist-40"]))
 
 
 def _cell(value: object) -> object:

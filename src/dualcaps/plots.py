@@ -8,6 +8,7 @@ import contextlib
 import functools
 import io
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -85,12 +86,17 @@ def strength_curves(
 ) -> "Figure":
     """Plot accuracy in % against the strength of changes: a panel for each kind, a line for each change.
 
+    More than three panels are drawn in several rows.
+
     Args:
         curves: by kind and change, strengths and accuracies.
         units: by kind, what the strength is measured in.
     """
-    figure = _figure(4.2 * len(curves), 3.8)
-    for axes, (kind, changes) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True):
+    rows = math.ceil(len(curves) / 3)
+    columns = math.ceil(len(curves) / rows)
+    figure = _figure(4.2 * columns, 3.8 * rows)
+    for position, (kind, changes) in enumerate(curves.items(), start=1):
+        axes = figure.add_subplot(rows, columns, position)
         for number, (change, (strengths, accuracies)) in enumerate(changes.items()):
             style = {"marker": ".", "linestyle": ("-", "--")[number // 10 % 2]}
             axes.plot(strengths, accuracies, color=f"C{number % 10}", label=change, **style)

@@ -98,13 +98,14 @@ def strength_curves(
     for position, (kind, changes) in enumerate(curves.items(), start=1):
         axes = figure.add_subplot(rows, columns, position)
         for number, (change, (strengths, accuracies)) in enumerate(changes.items()):
-            style = {"marker": ".", "linestyle": ("-", "--")[number // 10 % 2]}
-            axes.plot(strengths, accuracies, color=f"C{number % 10}", label=change, **style)
+            line = ("-", "--")[number // 10 % 2]
+            axes.plot(strengths, accuracies, f"C{number % 10}", label=change, marker=".", linestyle=line)
         axes.set(title=kind, xlabel=units[kind], ylabel="accuracy, %", ylim=(-3, 103))
         axes.grid(alpha=0.3)
-        if len(changes) > 1:
-            beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5)} if len(changes) > 5 else {"loc": "best"}
-            axes.legend(fontsize=7, frameon=False, **beside)
+        if len(changes) > 5:
+            axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+        elif len(changes) > 1:
+            axes.legend(fontsize=7, frameon=False, loc="best")
     return figure
 
 

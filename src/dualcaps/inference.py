@@ -21,6 +21,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.func import functional_call
 
+from dualcaps import kernels
 from dualcaps.config import Precision, PrecisionChoice, TestTimeAugmentation
 from dualcaps.data.augment import test_time_views
 from dualcaps.data.convert import images_from
@@ -247,6 +248,9 @@ def run_batches(
 ) -> Iterator[tuple[Float[Tensor, "batch channels height width"], CapsOutput | Intermediates]]:
     """Run a network over images, batch by batch, in evaluation mode.
 
+    In float32 on the CPU, batches of at least 16 images are computed by `dualcaps.kernels` where a training has
+    compiled them; outputs then differ by rounding.
+
     Args:
         model: on any device; it is left in evaluation mode.
         images: uint8 [N, C, H, W] from 0 to 255, or floats in [0, 1], on any device.
@@ -271,7 +275,9 @@ def run_batches(
     for batch in images.split(_batch_size(model, batch_size)):
         placed = batch.to(device)
         inputs = to_unit_range(placed, number_type) if placed.dtype == torch.uint8 else placed.to(number_type)
-        yield inputs, functional_call(model, weights, inputs, arguments)
+        with kernels.used_in_eager_code():
+            output = functional_call(model, weights, inputs, arguments)
+        yield inputs, output
 
 
 def predict(

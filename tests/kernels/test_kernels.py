@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from dualcaps import kernels
+from dualcaps import create_model, kernels, predict
 
 BUILDS = sys.platform == "linux" and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 pytestmark = pytest.mark.skipif(not BUILDS, reason="needs Linux and AVX2")
@@ -201,6 +201,38 @@ def test_without_a_compiler_it_says_so(monkeypatch: pytest.MonkeyPatch, compiler
 def test_the_compiled_library_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
     monkeypatch.setenv("CXX", "missing-c++")
-    code = "from dualcaps import kernels; kernels.load(); print(kernels.is_loaded())"
+    code = "from dualcaps import kernels; kernels.load()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.stdout == "True\n", done.stderr
+    assert done.returncode == 0, done.stderr
+
+
+def test_without_permission_to_compile_it_needs_a_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(kernels, "_loaded", False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(OSError, match=r"no file .*\.so"):
+        kernels.load(compile=False)
+
+
+def test_prediction_of_many_images_uses_them_unless_it_has_to_repeat_itself(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    calls: list[str] = []
+    for name in ("conv2d", "max_pool2d", "route"):
+        original = getattr(kernels, name)
+        spy = lambda *given, name=name, original=original, **more: (calls.append(name), original(*given, **more))[1]  # noqa: E731
+        monkeypatch.setattr(kernels, name, spy)
+    torch.manual_seed(0)
+    model = create_model("da-capsnet-r", (1, 20, 20), 3, width=16)
+    images = torch.randint(256, (16, 1, 20, 20), dtype=torch.uint8)
+    expected = predict(model, images)
+    assert not calls
+    torch.use_deterministic_algorithms(False)
+    try:
+        predict(model, images[1:])
+        predict(model, images, precision="bfloat16")
+        model(images)
+        assert not calls
+        torch.testing.assert_close(predict(model, images), expected, atol=1e-5, rtol=0)
+        assert {"conv2d", "max_pool2d", "route"} == set(calls)
+    finally:
+        torch.use_deterministic_algorithms(True)

@@ -1,4 +1,5 @@
-"""Kernels for float32 on the CPU, in C++, compiled once for each version of torch; used by compiled training.
+"""Kernels for float32 on the CPU, in C++, compiled once for each version of torch; used by compiled training and, once
+compiled, by prediction.
 
 - Convolutions by Winograd's minimal filtering (Lavin & Gray 2016, arXiv:1509.09308), of stride 1, take a quarter of the
   multiplications with 3x3 filters and 40 % of them with 2x2 filters; the error is about twice that of the direct sum.
@@ -6,12 +7,16 @@
 - Dynamic routing, which reads the votes once in each iteration.
 """
 
+import functools
 import hashlib
 import os
 import subprocess
 import sys
 import tempfile
-from importlib import resources
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -27,58 +32,66 @@ _LANES = 8  # channels are computed together
 _DIMS = (8, 16, 24, 32)  # of the votes
 _FEWEST = 16  # channels on either side; with fewer there is little to gain or a loss
 _NAME = "dualcaps_cpu"
+_FOLDER = Path(__file__).parent
+_FEWEST_IMAGES = 16  # in eager code; the filters are transformed for each batch
+_lock = threading.Lock()
 _loaded = False
+_in_eager_code = ContextVar("in_eager_code", default=False)
 # torch 2.6 does not have it, and is compiled with on the CPU only to export.
 is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
 
 
-def load() -> None:
-    """Load the compiled kernels, after compiling them (about 10 s) if this machine has not done so.
+def load(*, compile: bool = True) -> None:
+    """Load the compiled kernels.
+
+    Args:
+        compile: whether to compile them (about 15 s) if this machine has not done so.
 
     Raises:
-        OSError: not on Linux with AVX2, or the compiler is missing or failed.
+        OSError: not on Linux with AVX2, not compiled, or the compiler is missing or failed.
     """
     global _loaded
-    if _loaded:
-        return
-    if sys.platform != "linux" or torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
-        raise OSError("not on Linux with a processor that has AVX2")
-    torch_folder = Path(torch.__file__).parent
-    include = torch_folder / "include"
-    options = [
-        *("-std=c++20" if torch.__version__ >= "2.10" else "-std=c++17", "-O3", "-mavx2", "-mfma", "-fopenmp"),
-        *("-fPIC", "-shared", f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"),
-        *(f"-I{include}", f"-I{include / 'torch' / 'csrc' / 'api' / 'include'}"),
-        *(f"-L{torch_folder / 'lib'}", "-ltorch_cpu", "-lc10"),
-    ]
-    with resources.as_file(resources.files("dualcaps.kernels")) as folder:
-        sources = sorted(path for path in folder.iterdir() if path.suffix in (".h", ".cpp"))
-        alike = [path.read_bytes() for path in sources] + [text.encode() for text in (*options, torch.__version__)]
-        digest = hashlib.sha256(b"\n".join(alike)).hexdigest()[:32]
-        library = platformdirs.user_cache_path("dualcaps") / "kernels" / f"cpu-{digest}.so"
+    with _lock:
+        if _loaded:
+            return
+        if sys.platform != "linux" or torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
+            raise OSError("not on Linux with a processor that has AVX2")
+        library = platformdirs.user_cache_path("dualcaps") / "kernels" / f"cpu-{_digest()}.so"
         if not library.is_file():
-            _compile(folder / "cpu.cpp", options, library)
-    torch.ops.load_library(str(library))
-    torch.library.register_fake(f"{_NAME}::conv2d", _shape_of_output)
-    torch.library.register_fake(f"{_NAME}::conv2d_backward", _shapes_of_gradients)
-    torch.library.register_autograd(f"{_NAME}::conv2d", _backward, setup_context=_save)
-    torch.library.register_fake(f"{_NAME}::max_pool2d", _shapes_of_pooled)
-    torch.library.register_fake(f"{_NAME}::max_pool2d_backward", _shape_of_unpooled)
-    torch.library.register_autograd(f"{_NAME}::max_pool2d", _pool_backward, setup_context=_save_choices)
-    torch.library.register_fake(f"{_NAME}::route", _shapes_of_routing)
-    torch.library.register_fake(f"{_NAME}::route_backward", lambda _gradient, votes, *_: torch.empty_like(votes))
-    torch.library.register_autograd(f"{_NAME}::route", _route_backward, setup_context=_save_routing)
-    _loaded = True
+            if not compile:
+                raise OSError(f"no file {library}")
+            _compile(library)
+        torch.ops.load_library(str(library))
+        _register()
+        _loaded = True
 
 
-def is_loaded() -> bool:
-    """Whether the compiled kernels are loaded."""
-    return _loaded
+@contextmanager
+def used_in_eager_code() -> Iterator[None]:
+    """Let code that is not compiled use the kernels in the with block, if this machine has compiled them.
+
+    With torch's deterministic algorithms it does not, as the last bits would depend on what was compiled before.
+    """
+    if torch.are_deterministic_algorithms_enabled():
+        yield
+        return
+    with suppress(OSError):
+        load(compile=False)
+    before = _in_eager_code.set(True)
+    try:
+        yield
+    finally:
+        _in_eager_code.reset(before)
 
 
 def are_used(input: Tensor) -> bool:
-    """Whether the code that is being compiled may compute with these kernels, as it computes in float32 on the CPU."""
-    return torch.compiler.is_compiling() and _loaded and is_float32_on_cpu(input)
+    """Whether operations on these images or votes may be computed by the kernels, in float32 on the CPU.
+
+    They may be in code that is being compiled, and of at least 16 images in `used_in_eager_code`.
+    """
+    if not _loaded or not is_float32_on_cpu(input):
+        return False
+    return torch.compiler.is_compiling() or (len(input) >= _FEWEST_IMAGES and _in_eager_code.get())
 
 
 def is_float32_on_cpu(input: Tensor) -> bool:
@@ -151,12 +164,33 @@ def route(
     return getattr(torch.ops, _NAME).route(votes, iterations, squash_constant, update == "accumulate")[0]
 
 
-def _compile(source: Path, options: list[str], library: Path) -> None:
+@functools.cache
+def _options() -> list[str]:
+    """Options of the compiler."""
+    torch_folder = Path(torch.__file__).parent
+    include = torch_folder / "include"
+    return [
+        *("-std=c++20" if torch.__version__ >= "2.10" else "-std=c++17", "-O3", "-mavx2", "-mfma", "-fopenmp"),
+        *("-fPIC", "-shared", f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"),
+        *(f"-I{include}", f"-I{include / 'torch' / 'csrc' / 'api' / 'include'}"),
+        *(f"-L{torch_folder / 'lib'}", "-ltorch_cpu", "-lc10"),
+    ]
+
+
+@functools.cache
+def _digest() -> str:
+    """Identifies the sources, the options and the version of torch."""
+    sources = sorted(path for path in _FOLDER.iterdir() if path.suffix in (".h", ".cpp"))
+    parts = [path.read_bytes() for path in sources] + [text.encode() for text in (*_options(), torch.__version__)]
+    return hashlib.sha256(b"\n".join(parts)).hexdigest()[:32]
+
+
+def _compile(library: Path) -> None:
     compiler = os.environ.get("CXX", "c++")
     library.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         draft = Path(folder, library.name)
-        command = [compiler, str(source), *options, "-o", str(draft)]
+        command = [compiler, str(_FOLDER / "cpu.cpp"), *_options(), "-o", str(draft)]
         try:
             subprocess.run(command, capture_output=True, check=True)
         except FileNotFoundError as error:
@@ -165,6 +199,19 @@ def _compile(source: Path, options: list[str], library: Path) -> None:
             said = error.stderr.decode(errors="replace").strip().splitlines()
             raise OSError(f"{compiler} failed: {said[0] if said else f'exit code {error.returncode}'}") from error
         write_bytes(library, draft.read_bytes())
+
+
+def _register() -> None:
+    """Tell torch the shapes and gradients of the operations."""
+    torch.library.register_fake(f"{_NAME}::conv2d", _shape_of_output)
+    torch.library.register_fake(f"{_NAME}::conv2d_backward", _shapes_of_gradients)
+    torch.library.register_autograd(f"{_NAME}::conv2d", _backward, setup_context=_save)
+    torch.library.register_fake(f"{_NAME}::max_pool2d", _shapes_of_pooled)
+    torch.library.register_fake(f"{_NAME}::max_pool2d_backward", _shape_of_unpooled)
+    torch.library.register_autograd(f"{_NAME}::max_pool2d", _pool_backward, setup_context=_save_choices)
+    torch.library.register_fake(f"{_NAME}::route", _shapes_of_routing)
+    torch.library.register_fake(f"{_NAME}::route_backward", lambda _gradient, votes, *_: torch.empty_like(votes))
+    torch.library.register_autograd(f"{_NAME}::route", _route_backward, setup_context=_save_routing)
 
 
 def _shape_of_output(input: Tensor, weight: Tensor, _bias: Tensor | None, padding: int) -> Tensor:

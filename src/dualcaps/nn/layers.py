@@ -27,8 +27,8 @@ def glorot_conv(inputs: int, outputs: int, kernel: int, *, stride: int = 1, padd
 class Conv2d(nn.Conv2d):
     """A convolution that is computed otherwise where that is faster: in float32 on the CPU.
 
-    Large filters with a stride through `dualcaps.nn.fourier`; in compiled code, small ones by Winograd's algorithm
-    where `dualcaps.kernels` has one.
+    Small filters by Winograd's algorithm where `dualcaps.kernels` are used, large ones with a stride through
+    `dualcaps.nn.fourier`.
     """
 
     def forward(
@@ -44,7 +44,7 @@ class Conv2d(nn.Conv2d):
 
 
 class MaxPool2d(nn.MaxPool2d):
-    """Max pooling of 2x2 windows, which compiled code computes by `dualcaps.kernels` where they are loaded.
+    """Max pooling of 2x2 windows, by the kernel of `dualcaps.kernels` where they are used.
 
     Args:
         ceil_mode: whether an odd side is pooled to the larger half.
@@ -137,9 +137,9 @@ def standardise_images(
 class LayerStack(nn.Sequential):
     """A sequence of layers in which a convolution and a following ReLU are fused where the result is the same.
 
-    Without gradients on the CPU the two are one oneDNN operation; with gradients the ReLU overwrites the
-    convolution's output. Both save a pass over memory. Only exact instances of `torch.nn.Conv2d` (or the
-    two above) and `torch.nn.ReLU` without hooks are fused.
+    Without gradients on the CPU the two are one oneDNN operation, unless `dualcaps.kernels` are faster; with gradients
+    the ReLU overwrites the convolution's output. Both save a pass over memory. Only exact instances of
+    `torch.nn.Conv2d` (or the two above) and `torch.nn.ReLU` without hooks are fused.
     """
 
     def forward(
@@ -159,7 +159,8 @@ class LayerStack(nn.Sequential):
                 merged = False
                 continue
             merged = _is_plain(layer, (nn.Conv2d, Conv2d, GreyConv)) and _is_plain(following, (nn.ReLU,))
-            if merged and fuse and not isinstance(layer.padding, str):
+            by_kernel = kernels.are_used(input) and isinstance(layer, Conv2d) and kernels.takes_convolution(layer)
+            if merged and fuse and not by_kernel and not isinstance(layer.padding, str):
                 input = torch.ops.mkldnn._convolution_pointwise(
                     *(input, layer.weight, layer.bias, layer.padding, layer.stride, layer.dilation, layer.groups),
                     *("relu", [], ""),

@@ -11,6 +11,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -275,9 +276,24 @@ def run_batches(
     for batch in images.split(_batch_size(model, batch_size)):
         placed = batch.to(device)
         inputs = to_unit_range(placed, number_type) if placed.dtype == torch.uint8 else placed.to(number_type)
-        with kernels.used_in_eager_code():
+        with _kernels_if_compiled():
             output = functional_call(model, weights, inputs, arguments)
         yield inputs, output
+
+
+@contextmanager
+def _kernels_if_compiled() -> Iterator[None]:
+    """Use the kernels if this machine has compiled them.
+
+    Not with torch's deterministic algorithms, as the last bits would depend on what was compiled before.
+    """
+    if torch.are_deterministic_algorithms_enabled():
+        yield
+        return
+    with suppress(OSError):
+        kernels.load(compile=False)
+    with kernels.used_in_eager_code():
+        yield
 
 
 def predict(

@@ -1,8 +1,10 @@
 """The kernels for the CPU: the same numbers as torch's operations, forward and backward."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from dualcaps import create_model, kernels, predict
+from dualcaps import TrainConfig, create_model, fit, kernels, load_data, predict
 
 BUILDS = sys.platform == "linux" and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+ALL = ("conv2d", "max_pool2d", "route")
 pytestmark = pytest.mark.skipif(not BUILDS, reason="needs Linux and AVX2")
 
 
@@ -30,6 +33,24 @@ def gradients(output: Tensor, *leaves: Tensor) -> tuple[Tensor, ...]:
     """The gradients of a sum of the outputs with fixed random weights."""
     weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     return torch.autograd.grad((output * weights).sum(), leaves)
+
+
+def recorded_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the kernels in the order of their calls from now on."""
+    calls: list[str] = []
+
+    def record(name: str) -> None:
+        original = getattr(kernels, name)
+
+        def recorded(*given: Any, **more: Any) -> Any:
+            calls.append(name)
+            return original(*given, **more)
+
+        monkeypatch.setattr(kernels, name, recorded)
+
+    for name in ALL:
+        record(name)
+    return calls
 
 
 @pytest.mark.slow
@@ -216,11 +237,7 @@ def test_without_permission_to_compile_it_needs_a_library(tmp_path: Path, monkey
 def test_prediction_of_many_images_uses_them_unless_it_has_to_repeat_itself(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    calls: list[str] = []
-    for name in ("conv2d", "max_pool2d", "route"):
-        original = getattr(kernels, name)
-        spy = lambda *given, name=name, original=original, **more: (calls.append(name), original(*given, **more))[1]  # noqa: E731
-        monkeypatch.setattr(kernels, name, spy)
+    calls = recorded_calls(monkeypatch)
     torch.manual_seed(0)
     model = create_model("da-capsnet-r", (1, 20, 20), 3, width=16)
     images = torch.randint(256, (16, 1, 20, 20), dtype=torch.uint8)
@@ -233,6 +250,30 @@ def test_prediction_of_many_images_uses_them_unless_it_has_to_repeat_itself(
         model(images)
         assert not calls
         torch.testing.assert_close(predict(model, images), expected, atol=1e-5, rtol=0)
-        assert {"conv2d", "max_pool2d", "route"} == set(calls)
+        assert set(calls) == set(ALL)
     finally:
         torch.use_deterministic_algorithms(True)
+
+
+@pytest.mark.slow
+def test_deterministic_training_uses_them_and_repeats_to_the_bit(
+    folder: Path, shapes_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    calls = recorded_calls(monkeypatch)
+    data = load_data(shapes_folder)
+    config = TrainConfig(epochs=3, batch_size=16, precision="float32", device="cpu", deterministic=True)
+
+    def train(name: str, epochs: int, *, resume: bool = False, deterministic: bool = True) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        model = create_model("da-capsnet-r", data.image_shape, len(data.classes), width=16)
+        options = dataclasses.replace(config, epochs=epochs, deterministic=deterministic)
+        fit(model, data, options, out=tmp_path / name, resume=resume, quiet=True, pictures=False)
+        return model.state_dict()
+
+    train("eager", 1, deterministic=False)
+    assert not calls
+    once = train("once", 3)
+    assert set(calls) == set(ALL)
+    train("twice", 2)
+    twice = train("twice", 3, resume=True)
+    assert all(torch.equal(once[name], twice[name]) for name in once)

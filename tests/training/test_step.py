@@ -211,6 +211,38 @@ def test_kernels_are_loaded_for_networks_that_use_them(
     assert len(loads) == loaded
 
 
+@pytest.mark.parametrize(("batch_size", "loaded"), [(16, True), (15, False)])
+def test_kernels_for_eager_steps_are_loaded_for_batches_that_gain(
+    monkeypatch: pytest.MonkeyPatch, batch_size: int, *, loaded: bool
+):
+    loads: list[bool] = []
+    monkeypatch.setattr(step.kernels, "load", lambda: loads.append(True))
+    make_step(eager_kernels=True, batch_size=batch_size, bfloat16=True)
+    assert not loads
+    make_step(eager_kernels=True, batch_size=batch_size)
+    assert bool(loads) == loaded
+
+
+@pytest.mark.parametrize(("seconds", "messages"), [(15.0, 1), (0.1, 0)])
+def test_it_says_that_kernels_were_compiled(monkeypatch: pytest.MonkeyPatch, seconds: float, messages: int):
+    times = iter([0.0, seconds])
+    monkeypatch.setattr(step.time, "perf_counter", lambda: next(times))
+    said: list[str] = []
+    make_step(said, eager_kernels=True, batch_size=16)
+    assert said == ["the kernels of dualcaps compiled in 15 s, once on this machine"][:messages]
+
+
+def test_training_goes_on_without_kernels_and_says_why(monkeypatch: pytest.MonkeyPatch):
+    def no_compiler() -> None:
+        raise OSError("no compiler c++: install one, or set CXX")
+
+    monkeypatch.setattr(step.kernels, "load", no_compiler)
+    said: list[str] = []
+    _, train = make_step(said, eager_kernels=True, batch_size=16)
+    assert train(*batch(16)).loss > 0
+    assert said == ["the kernels of dualcaps are not used: no compiler c++: install one, or set CXX"]
+
+
 def test_running_out_of_memory_is_not_hidden(monkeypatch: pytest.MonkeyPatch):
     def full(*_: Any) -> None:
         raise torch.OutOfMemoryError("out of memory")

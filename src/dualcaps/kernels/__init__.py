@@ -1,5 +1,5 @@
-"""Kernels for float32 on the CPU, in C++, compiled once for each version of torch; used by compiled training and, once
-compiled, by prediction.
+"""Kernels for float32 on the CPU, in C++, compiled once for each version of torch; used by compiled and deterministic
+training and, once compiled, by prediction.
 
 - Convolutions by Winograd's minimal filtering (Lavin & Gray 2016, arXiv:1509.09308), of stride 1, take a quarter of the
   multiplications with 3x3 filters and 40 % of them with 2x2 filters; the error is about twice that of the direct sum.
@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -28,12 +28,12 @@ from torch import Tensor, nn
 from dualcaps.config import Update
 from dualcaps.runs.files import write_bytes
 
+FEWEST_IMAGES = 16  # of a batch in eager code, which transforms the filters each time
 _LANES = 8  # channels are computed together
 _DIMS = (8, 16, 24, 32)  # of the votes
 _FEWEST = 16  # channels on either side; with fewer there is little to gain or a loss
 _NAME = "dualcaps_cpu"
 _FOLDER = Path(__file__).parent
-_FEWEST_IMAGES = 16  # in eager code; the filters are transformed for each batch
 _lock = threading.Lock()
 _loaded = False
 _in_eager_code = ContextVar("in_eager_code", default=False)
@@ -68,15 +68,7 @@ def load(*, compile: bool = True) -> None:
 
 @contextmanager
 def used_in_eager_code() -> Iterator[None]:
-    """Let code that is not compiled use the kernels in the with block, if this machine has compiled them.
-
-    With torch's deterministic algorithms it does not, as the last bits would depend on what was compiled before.
-    """
-    if torch.are_deterministic_algorithms_enabled():
-        yield
-        return
-    with suppress(OSError):
-        load(compile=False)
+    """Let code that is not compiled use the kernels, if they are loaded, in the with block."""
     before = _in_eager_code.set(True)
     try:
         yield
@@ -87,11 +79,11 @@ def used_in_eager_code() -> Iterator[None]:
 def are_used(input: Tensor) -> bool:
     """Whether operations on these images or votes may be computed by the kernels, in float32 on the CPU.
 
-    They may be in code that is being compiled, and of at least 16 images in `used_in_eager_code`.
+    They may be in code that is being compiled, and of at least `FEWEST_IMAGES` in `used_in_eager_code`.
     """
     if not _loaded or not is_float32_on_cpu(input):
         return False
-    return torch.compiler.is_compiling() or (len(input) >= _FEWEST_IMAGES and _in_eager_code.get())
+    return torch.compiler.is_compiling() or (len(input) >= FEWEST_IMAGES and _in_eager_code.get())
 
 
 def is_float32_on_cpu(input: Tensor) -> bool:

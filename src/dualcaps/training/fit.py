@@ -195,6 +195,7 @@ def fit(
             schedule=build_schedule(config, config.lr, steps_per_epoch),
             first_step=len(state.history) * steps_per_epoch + first_batch,
             parallel=team.size > 1,
+            eager_kernels=config.deterministic,
         )
         evaluation = Evaluation()
         in_order: list[Callback] = [evaluation]

@@ -84,6 +84,7 @@ class TrainingStep:
         schedule: the learning rate of each step, counted over the whole training; None keeps it constant.
         first_step: the number of the first step.
         parallel: whether gradients are averaged over the processes of torch.distributed.
+        eager_kernels: whether eager steps, too, are computed by `dualcaps.kernels`, which are compiled for it.
         bfloat16: whether the layers compute in bfloat16.
         compile: see `TrainConfig.compile`.
         log: called with one line when compiling begins, ends or fails.
@@ -109,6 +110,7 @@ class TrainingStep:
         schedule: Callable[[int], float] | None = None,
         first_step: int = 0,
         parallel: bool = False,
+        eager_kernels: bool = False,
     ) -> None:
         self._model, self._optimizer = model, optimizer
         self._grad_clip, self._schedule, self._number = grad_clip, schedule, first_step
@@ -158,6 +160,9 @@ class TrainingStep:
             devices = [self._device] if self._device.type == "cuda" else None
             self._parallel = DistributedDataParallel(_Computation(model, compute), device_ids=devices)
         self._eager = self._compute = compute
+        self._eager_kernels = eager_kernels and self._has_kernels and batch_size >= kernels.FEWEST_IMAGES
+        if self._eager_kernels:
+            self._load_kernels()
         if compile == "always":
             self._start_compiled()
 
@@ -183,7 +188,8 @@ class TrainingStep:
             self._synchronise()
         started = time.perf_counter()
         try:
-            outcome = self._train(compute, images, labels, overlap, weight)
+            with kernels.used_in_eager_code() if self._eager_kernels else contextlib.nullcontext():
+                outcome = self._train(compute, images, labels, overlap, weight)
         except (RuntimeError, OSError) as error:
             if compute is self._eager or isinstance(error, torch.OutOfMemoryError):
                 raise
@@ -245,10 +251,7 @@ class TrainingStep:
 
     def _start_compiled(self) -> None:
         if self._has_kernels:
-            try:
-                kernels.load()
-            except OSError as error:
-                self._log(f"the kernels of dualcaps are not used: {error}")
+            self._load_kernels()
         function = self._eager
         # torch caches a limited number of compilations per code object, so each step gets its own.
         function.__code__ = function.__code__.replace()
@@ -256,6 +259,16 @@ class TrainingStep:
         self._compute = torch.compile(function, dynamic=False, mode=mode)
         self.compiled = self._unjudged = True
         self._eager_times, self._compiled_times = [], []
+
+    def _load_kernels(self) -> None:
+        started = time.perf_counter()
+        try:
+            kernels.load()
+        except OSError as error:
+            self._log(f"the kernels of dualcaps are not used: {error}")
+        else:
+            if (seconds := time.perf_counter() - started) > 1:
+                self._log(f"the kernels of dualcaps compiled in {seconds:.0f} s, once on this machine")
 
     def _judge(self) -> None:
         """Decide after compiled and eager steps in turn whether to return to eager operations."""

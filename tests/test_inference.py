@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from dualcaps import (
     create_model,
     evaluate,
     fit,
+    inference,
     load_data,
     load_model,
     predict,
@@ -91,6 +93,28 @@ def test_predict_turns_dropout_off_and_refuses_other_shapes():
     assert torch.equal(predict(model, images), predict(model, images))
     with pytest.raises(DataError, match=r"do not fit the network, which takes \[N, 1, 12, 12\]"):
         predict(model, images[:, :, 1:])
+
+
+@pytest.mark.parametrize(("fast", "precision"), [(True, "bfloat16"), (False, "float32")])
+def test_a_run_in_bfloat16_is_evaluated_in_float32_where_bfloat16_is_slow(
+    shapes_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fast: bool, precision: str
+):
+    data = load_data(shapes_folder)
+    model = create_model("cnn", data.image_shape, len(data.classes))
+    config = TrainConfig(epochs=1, batch_size=8, precision="bfloat16", device="cpu")
+    run = fit(model, data, config, out=tmp_path / "run", quiet=True, pictures=False).run
+    used: list[str] = []
+
+    def recorded(*given: Any, precision: str, **options: Any) -> Evaluation:
+        used.append(precision)
+        return evaluate(*given, precision=precision, **options)
+
+    monkeypatch.setattr(inference, "evaluate", recorded)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: fast)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: fast)
+    notes = evaluate_run(run, device="cpu").notes
+    assert used == [precision]
+    assert ("evaluated in float32" in " ".join(notes)) is not fast
 
 
 def test_a_trained_network_is_loaded_with_its_classes(run: Path, shapes_folder: Path):

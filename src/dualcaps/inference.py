@@ -129,7 +129,7 @@ class RunEvaluation:
         model: the network.
         split: the images.
         official: whether they are a data set's official images; None if there are no official ones.
-        notes: see `ImageDataset.notes`.
+        notes: see `ImageDataset.notes`, and about the precision.
     """
 
     evaluation: Evaluation
@@ -464,6 +464,8 @@ def evaluate_run(
 ) -> RunEvaluation:
     """Evaluate a run on test images, in the precision and with the test-time augmentation it was trained for.
 
+    A run that was trained in bfloat16 is evaluated in float32 on a machine that is slow at bfloat16, with a note.
+
     Args:
         run: the run folder.
         source: a data set's name, whose test part is used, or your own images, of which the test part or all
@@ -479,8 +481,11 @@ def evaluate_run(
     opened = Run.open(run)
     model = load_model(opened, device)
     split, official, notes = evaluation_split(opened, model, source, data_dir=data_dir)
-    trained_in = opened.result["precision"] if opened.result else opened.provenance["sessions"][-1]["precision"]
-    evaluation = evaluate(model, split, precision=trained_in, tta=opened.training.tta)
+    precision = opened.result["precision"] if opened.result else opened.provenance["sessions"][-1]["precision"]
+    if precision == "bfloat16" and choose_precision("auto", next(model.parameters()).device) == "float32":
+        precision = "float32"
+        notes += ("evaluated in float32, as this machine is slow at bfloat16, in which the network was trained",)
+    evaluation = evaluate(model, split, precision=precision, tta=opened.training.tta)
     return RunEvaluation(evaluation, model, split, official, notes)
 
 

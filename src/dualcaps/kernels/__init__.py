@@ -230,7 +230,7 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _shapes_of_pooled(input: Tensor, ceil_mode: bool) -> tuple[Tensor, Tensor]:
-    sides = ((side + ceil_mode) // 2 for side in input.shape[2:])
+    sides = ((side + int(ceil_mode)) // 2 for side in input.shape[2:])
     found = input.new_empty((*input.shape[:2], *sides)).contiguous(memory_format=torch.channels_last)
     return found, torch.empty_like(found, dtype=torch.uint8)
 

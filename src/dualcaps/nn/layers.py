@@ -35,12 +35,16 @@ class Conv2d(nn.Conv2d):
         self, input: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch features rows columns"]:
         """Convolve as `torch.nn.Conv2d` does."""
-        if kernels.are_used(input) and kernels.takes_convolution(self):
+        if self.uses_kernel(input):
             assert not isinstance(self.padding, str)
             return kernels.conv2d(input, self.weight, self.bias, self.padding[0])
         if kernels.is_float32_on_cpu(input) and fourier.takes(self, input):
             return fourier.conv2d(input, self.weight, self.bias, self.stride[0])
         return super().forward(input)
+
+    def uses_kernel(self, input: Float[Tensor, "batch channels height width"]) -> bool:
+        """Whether these images are convolved by `dualcaps.kernels`."""
+        return kernels.are_used(input) and kernels.takes_convolution(self)
 
 
 class MaxPool2d(nn.MaxPool2d):
@@ -159,7 +163,7 @@ class LayerStack(nn.Sequential):
                 merged = False
                 continue
             merged = _is_plain(layer, (nn.Conv2d, Conv2d, GreyConv)) and _is_plain(following, (nn.ReLU,))
-            by_kernel = kernels.are_used(input) and isinstance(layer, Conv2d) and kernels.takes_convolution(layer)
+            by_kernel = isinstance(layer, Conv2d) and layer.uses_kernel(input)
             if merged and fuse and not by_kernel and not isinstance(layer.padding, str):
                 input = torch.ops.mkldnn._convolution_pointwise(
                     *(input, layer.weight, layer.bias, layer.padding, layer.stride, layer.dilation, layer.groups),

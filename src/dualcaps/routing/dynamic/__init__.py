@@ -44,8 +44,8 @@ def route_dynamic(
         update: "accumulate" adds the agreement to the logits (Eq. 7); "replace" overwrites them, as the
             Keras example does.
         implementation: "triton" (one fused kernel, CUDA), "eager" (any device) or "reference" (loops,
-            very slow); "auto" is "triton" on CUDA if `why_not_triton` returns None, in compiled training in float32
-            on the CPU the kernel of `dualcaps.kernels`, otherwise "eager".
+            very slow); "auto" is "triton" on CUDA if `why_not_triton` returns None, the kernel of `dualcaps.kernels`
+            where they are used and no couplings are asked for, otherwise "eager".
         couplings: whether to return the couplings, which costs memory with "triton".
         trace: a list to which logits, couplings and poses of each iteration are appended, computed by "eager".
 

@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from dualcaps import TrainConfig, create_model, fit, kernels, load_data, predict
+from dualcaps.config import Precision
 
 BUILDS = sys.platform == "linux" and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 ALL = ("conv2d", "max_pool2d", "route")
+ROUNDED = ("max_pool2d", "route")  # in bfloat16
 pytestmark = pytest.mark.skipif(not BUILDS, reason="needs Linux and AVX2")
 
 
@@ -102,6 +104,7 @@ def test_values_and_gradients_are_those_of_a_direct_convolution(
     channels_last=st.booleans(),
     values=st.sampled_from([1, 1000]),  # a few, so that many are equal, or many
     nan=st.booleans(),
+    number_type=st.sampled_from([torch.float32, torch.bfloat16]),
 )
 def test_pooling_is_that_of_torch_to_the_bit(
     folder: Path,
@@ -113,9 +116,10 @@ def test_pooling_is_that_of_torch_to_the_bit(
     channels_last: bool,
     values: int,
     nan: bool,
+    number_type: torch.dtype,
 ):
     generator = torch.Generator().manual_seed(0)
-    input = torch.randint(-values, values + 1, (images, channels, rows, columns), generator=generator).float()
+    input = torch.randint(-values, values + 1, (images, channels, rows, columns), generator=generator).to(number_type)
     if nan:
         input[torch.rand(input.shape, generator=generator) < 0.1] = torch.nan
     if channels_last:
@@ -134,6 +138,8 @@ def test_pooling_of_images_smaller_than_the_windows_is_refused(folder: Path):
         kernels.max_pool2d(torch.rand(1, 8, 1, 4), ceil_mode=False)
     assert kernels.max_pool2d(torch.rand(1, 8, 1, 3), ceil_mode=True).shape == (1, 8, 1, 2)
     chosen = torch.zeros(1, 8, 2, 2, dtype=torch.uint8)
+    with pytest.raises(RuntimeError, match="float32 or bfloat16, got Double"):
+        kernels.max_pool2d(torch.rand(1, 8, 4, 4).double(), ceil_mode=False)
     with pytest.raises(RuntimeError, match="shape of the outputs"):
         torch.ops.dualcaps_cpu.max_pool2d_backward(torch.rand(1, 8, 2, 3), chosen, 4, 4, False)
 
@@ -174,7 +180,8 @@ def test_torch_can_trace_it(folder: Path):
     for arguments in ((input, weight, bias, 1), (input, weight, None, 0)):
         torch.library.opcheck(torch.ops.dualcaps_cpu.conv2d.default, arguments)
     for ceil_mode in (False, True):
-        torch.library.opcheck(torch.ops.dualcaps_cpu.max_pool2d.default, (input, ceil_mode))
+        for values in (input, input.detach().bfloat16().requires_grad_()):
+            torch.library.opcheck(torch.ops.dualcaps_cpu.max_pool2d.default, (values, ceil_mode))
 
 
 def test_shapes_that_the_kernels_do_not_take_are_refused(folder: Path):
@@ -241,14 +248,16 @@ def test_prediction_of_many_images_uses_them_unless_it_has_to_repeat_itself(
     torch.manual_seed(0)
     model = create_model("da-capsnet-r", (1, 20, 20), 3, width=16)
     images = torch.randint(256, (16, 1, 20, 20), dtype=torch.uint8)
-    expected = predict(model, images)
+    expected, rounded = predict(model, images), predict(model, images, precision="bfloat16")
     assert not calls
     torch.use_deterministic_algorithms(False)
     try:
         predict(model, images[1:])
-        predict(model, images, precision="bfloat16")
+        predict(model, images[1:], precision="bfloat16")
         model(images)
         assert not calls
+        torch.testing.assert_close(predict(model, images, precision="bfloat16"), rounded, atol=1e-3, rtol=0)
+        assert set(calls) == set(ROUNDED)
         torch.testing.assert_close(predict(model, images), expected, atol=1e-5, rtol=0)
         assert set(calls) == set(ALL)
     finally:
@@ -256,12 +265,18 @@ def test_prediction_of_many_images_uses_them_unless_it_has_to_repeat_itself(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("precision", "used"), [("float32", ALL), ("bfloat16", ROUNDED)])
 def test_deterministic_training_uses_them_and_repeats_to_the_bit(
-    folder: Path, shapes_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path,
+    shapes_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    precision: Precision,
+    used: tuple[str, ...],
 ):
     calls = recorded_calls(monkeypatch)
     data = load_data(shapes_folder)
-    config = TrainConfig(epochs=3, batch_size=16, precision="float32", device="cpu", deterministic=True)
+    config = TrainConfig(epochs=3, batch_size=16, precision=precision, device="cpu", deterministic=True)
 
     def train(name: str, epochs: int, *, resume: bool = False, deterministic: bool = True) -> dict[str, Tensor]:
         torch.manual_seed(0)
@@ -273,7 +288,7 @@ def test_deterministic_training_uses_them_and_repeats_to_the_bit(
     train("eager", 1, deterministic=False)
     assert not calls
     once = train("once", 3)
-    assert set(calls) == set(ALL)
+    assert set(calls) == set(used)
     train("twice", 2)
     twice = train("twice", 3, resume=True)
     assert all(torch.equal(once[name], twice[name]) for name in once)

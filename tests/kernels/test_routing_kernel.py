@@ -15,6 +15,7 @@ from dualcaps.routing.dynamic.eager import route_eager
 from dualcaps.routing.dynamic.reference import route_reference
 
 pytestmark = pytest.mark.usefixtures("folder")
+NUMBER_TYPES = st.sampled_from([torch.float32, torch.bfloat16])
 LAYOUTS = {
     "batch parents children dim": (0, 1, 2, 3),
     "batch children parents dim": (0, 2, 1, 3),
@@ -35,11 +36,14 @@ def check_agreement(votes: Tensor, iterations: int, squash_constant: float, upda
     function = route_reference if truth == "reference" else route_eager
     expected, _ = function(exact, iterations, squash_constant, update)
     found = kernels.route(leaf, iterations, squash_constant, update)
+    assert found.dtype == torch.float32
     torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-4)
     weights = torch.linspace(-1, 1, expected.numel(), dtype=torch.float64).view_as(expected)
     (theirs,) = torch.autograd.grad((expected * weights).sum(), exact)
     (ours,) = torch.autograd.grad((found * weights).sum(), leaf)
-    torch.testing.assert_close(ours.double(), theirs, atol=1e-4 * float(theirs.abs().max()), rtol=1e-3)
+    assert ours.dtype == votes.dtype
+    rounded = 2**-8 if votes.dtype == torch.bfloat16 else 0
+    torch.testing.assert_close(ours.double(), theirs, atol=1e-4 * float(theirs.abs().max()), rtol=1e-3 + rounded)
 
 
 @settings(max_examples=15)
@@ -50,6 +54,7 @@ def check_agreement(votes: Tensor, iterations: int, squash_constant: float, upda
     iterations=st.integers(1, 4),
     squash_constant=st.sampled_from([0.5, 1.0]),
     update=st.sampled_from(get_args(Update)),
+    number_type=NUMBER_TYPES,
 )
 def test_it_agrees_with_the_reference(
     sizes: tuple[int, int, int, int],
@@ -58,8 +63,9 @@ def test_it_agrees_with_the_reference(
     iterations: int,
     squash_constant: float,
     update: Update,
+    number_type: torch.dtype,
 ):
-    votes = random_votes(*sizes, layout, scale)
+    votes = random_votes(*sizes, layout, scale).to(number_type)
     check_agreement(votes, iterations, squash_constant, update, "reference")
 
 
@@ -71,14 +77,21 @@ def test_it_agrees_with_the_reference(
     scale=st.sampled_from([0.1, 1.0]),
     iterations=st.integers(1, 5),
     update=st.sampled_from(get_args(Update)),
+    number_type=NUMBER_TYPES,
 )
 def test_it_agrees_with_tensor_operations_at_larger_sizes(
-    sizes: tuple[int, int, int, int], layout: str, scale: float, iterations: int, update: Update
+    sizes: tuple[int, int, int, int],
+    layout: str,
+    scale: float,
+    iterations: int,
+    update: Update,
+    number_type: torch.dtype,
 ):
     if not sizes[0]:
         assert kernels.route(random_votes(*sizes, layout), iterations, 0.5, update).shape == (0, sizes[1], sizes[3])
         return
-    check_agreement(random_votes(*sizes, layout, scale), iterations, 0.5, update, "eager")
+    votes = random_votes(*sizes, layout, scale).to(number_type)
+    check_agreement(votes, iterations, 0.5, update, "eager")
 
 
 @pytest.mark.parametrize("part", [slice(None, None, 2), slice(3, 9)])
@@ -96,12 +109,16 @@ def test_votes_of_zero_and_large_logits_stay_finite():
         assert gradient.isfinite().all()
 
 
-def test_votes_that_are_no_numbers_are_not_hidden():
-    votes = random_votes(2, 3, 4, 8, "batch parents children dim")
+@pytest.mark.parametrize("number_type", [torch.float32, torch.bfloat16])
+def test_votes_that_are_no_numbers_are_not_hidden(number_type: torch.dtype):
+    votes = random_votes(2, 3, 4, 8, "batch parents children dim").to(number_type)
     votes[0, 1, 2, 3] = torch.nan
-    found = kernels.route(votes, 3, 0.5, "accumulate")
+    found = kernels.route(votes.requires_grad_(), 3, 0.5, "accumulate")
     assert found[0, 1].isnan().any()
     assert found[1].isfinite().all()
+    (gradient,) = torch.autograd.grad(found.sum(), votes)
+    assert gradient[0].isnan().all()
+    assert gradient[1].isfinite().all()
 
 
 def test_the_number_of_threads_changes_nothing():
@@ -118,9 +135,10 @@ def test_the_number_of_threads_changes_nothing():
         assert all(map(torch.equal, outcomes[0], outcome))
 
 
+@pytest.mark.parametrize("number_type", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_torch_can_trace_it(layout: str):
-    votes = random_votes(2, 3, 5, 8, layout).requires_grad_()
+def test_torch_can_trace_it(layout: str, number_type: torch.dtype):
+    votes = random_votes(2, 3, 5, 8, layout).to(number_type).requires_grad_()
     torch.library.opcheck(torch.ops.dualcaps_cpu.route.default, (votes, 2, 0.5, True))
 
 

@@ -195,20 +195,23 @@ def test_training_continues_without_a_compiler_and_says_why(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(
-    ("name", "routing", "loaded"),
-    [("capsnet", "em", True), ("sabour-capsnet", "dynamic", True), ("sabour-capsnet", "em", False)],
+    ("name", "routing", "float32", "bfloat16"),
+    [
+        ("capsnet", "em", True, False),  # small convolutions alone
+        ("capsnet-r", "em", True, True),
+        ("sabour-capsnet", "dynamic", True, True),
+        ("sabour-capsnet", "em", False, False),
+    ],
 )
 def test_kernels_are_loaded_for_networks_that_use_them(
-    monkeypatch: pytest.MonkeyPatch, name: str, routing: str, *, loaded: bool
+    monkeypatch: pytest.MonkeyPatch, name: str, routing: str, *, float32: bool, bfloat16: bool
 ):
-    loads: list[str] = []
-    monkeypatch.setattr(step.kernels, "load", lambda: loads.append(name))
-    make_step(name=name, side=20, compile="never", routing=routing)
-    assert not loads
-    make_step(name=name, side=20, compile="always", routing=routing)
-    assert bool(loads) == loaded
-    make_step(name=name, side=20, compile="always", bfloat16=True, routing=routing)
-    assert len(loads) == loaded
+    loads: list[bool] = []
+    monkeypatch.setattr(step.kernels, "load", lambda: loads.append(rounded))
+    for rounded in (False, True):
+        for compile in ("never", "always"):
+            make_step(name=name, side=20, compile=compile, bfloat16=rounded, routing=routing)
+    assert loads == [False] * float32 + [True] * bfloat16
 
 
 @pytest.mark.parametrize(("batch_size", "loaded"), [(16, True), (15, False)])
@@ -217,10 +220,9 @@ def test_kernels_for_eager_steps_are_loaded_for_batches_that_gain(
 ):
     loads: list[bool] = []
     monkeypatch.setattr(step.kernels, "load", lambda: loads.append(True))
-    make_step(eager_kernels=True, batch_size=batch_size, bfloat16=True)
-    assert not loads
-    make_step(eager_kernels=True, batch_size=batch_size)
-    assert bool(loads) == loaded
+    for number, bfloat16 in enumerate((True, False), 1):
+        make_step(eager_kernels=True, batch_size=batch_size, bfloat16=bfloat16)
+        assert len(loads) == number * loaded
 
 
 @pytest.mark.parametrize(("seconds", "messages"), [(15.0, 1), (0.1, 0)])

@@ -1,10 +1,11 @@
-"""Kernels for float32 on the CPU, in C++, compiled once for each version of torch; used by compiled and deterministic
-training and, once compiled, by prediction.
+"""Kernels for the CPU, in C++, compiled once for each version of torch; used by compiled and deterministic training
+and, once compiled, by prediction.
 
 - Convolutions by Winograd's minimal filtering (Lavin & Gray 2016, arXiv:1509.09308), of stride 1, take a quarter of the
   multiplications with 3x3 filters and 40 % of them with 2x2 filters; the error is about twice that of the direct sum.
-- Max pooling of 2x2 windows, whose gradient torch's compiler writes number by number.
-- Dynamic routing, which reads the votes once in each iteration.
+  In float32 only.
+- Max pooling of 2x2 windows, whose gradient torch's compiler writes number by number; float32 or bfloat16.
+- Dynamic routing, which reads the votes once in each iteration; float32 or bfloat16 votes, summed in float32.
 """
 
 import functools
@@ -31,6 +32,7 @@ from dualcaps.runs.files import write_bytes
 FEWEST_IMAGES = 16  # of a batch in eager code, which transforms the filters each time
 _LANES = 8  # channels are computed together
 _DIMS = (8, 16, 24, 32)  # of the votes
+_TYPES = (torch.float32, torch.bfloat16)
 _FEWEST = 16  # channels on either side; with fewer there is little to gain or a loss
 _NAME = "dualcaps_cpu"
 _FOLDER = Path(__file__).parent
@@ -77,11 +79,11 @@ def used_in_eager_code() -> Iterator[None]:
 
 
 def are_used(input: Tensor) -> bool:
-    """Whether operations on these images or votes may be computed by the kernels, in float32 on the CPU.
+    """Whether operations on these images or votes may be computed by the kernels, on the CPU.
 
     They may be in code that is being compiled, and of at least `FEWEST_IMAGES` in `used_in_eager_code`.
     """
-    if not _loaded or not is_float32_on_cpu(input):
+    if not _loaded or is_exporting() or input.device.type != "cpu" or input.dtype not in _TYPES:
         return False
     return torch.compiler.is_compiling() or (len(input) >= FEWEST_IMAGES and _in_eager_code.get())
 
@@ -134,7 +136,7 @@ def conv2d(
 def max_pool2d(
     input: Float[Tensor, "batch channels height width"], *, ceil_mode: bool
 ) -> Float[Tensor, "batch channels rows columns"]:
-    """As `torch.nn.functional.max_pool2d` of 2x2 windows, float32 on the CPU, differentiable; it lies channels last."""
+    """As `torch.nn.functional.max_pool2d` of 2x2 windows on the CPU, differentiable; the result lies channels last."""
     return getattr(torch.ops, _NAME).max_pool2d(input, ceil_mode)[0]
 
 
@@ -146,7 +148,7 @@ def takes_votes(votes: Float[Tensor, "batch parents children dim"]) -> bool:
 def route(
     votes: Float[Tensor, "batch parents children dim"], iterations: int, squash_constant: float, update: Update
 ) -> Float[Tensor, "batch parents dim"]:
-    """The parents by dynamic routing, float32 on the CPU, differentiable; see `dualcaps.route` for the arguments.
+    """The parents in float32, by dynamic routing on the CPU, differentiable; see `dualcaps.route` for the arguments.
 
     Votes may lie in any order in memory and are not copied if those of a vote lie side by side.
 
@@ -257,9 +259,9 @@ def _shapes_of_routing(
     votes: Tensor, iterations: int, _squash_constant: float, _accumulate: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     batch, parents, children, dim = votes.shape
-    poses = votes.new_empty((batch, iterations, parents, dim))
-    couplings = votes.new_empty((batch, iterations - 1, children, parents))
-    return votes.new_empty((batch, parents, dim)), poses, torch.empty_like(poses), couplings
+    poses = votes.new_empty((batch, iterations, parents, dim), dtype=torch.float32)
+    couplings = poses.new_empty((batch, iterations - 1, children, parents))
+    return poses.new_empty((batch, parents, dim)), poses, torch.empty_like(poses), couplings
 
 
 def _save_routing(

@@ -1,5 +1,6 @@
 // Dynamic routing (Sabour et al. 2017), forward and backward, for vote vectors of 8, 16, 24 or 32 numbers.
 //
+// Votes and their gradient are float32 or bfloat16, everything else is float32.
 // Each iteration is one pass over the votes, in which logits, their softmax and the weighted sums are computed child by
 // child; the backward pass takes one pass for each iteration but the first, and one that writes the gradient.
 
@@ -70,29 +71,30 @@ inline float sum_of(Lanes x) {
 }
 
 // The scalar products of a child's votes with a vector for each parent, eight parents at once; zeros follow the last.
-template <int L>
-inline void products(const float* votes, int64_t step, const float* vectors, int64_t parents, float* found) {
+template <int L, typename Number>
+inline void products(const Number* votes, int64_t step, const float* vectors, int64_t parents, float* found) {
   for (int64_t first = 0; first < parents; first += LANES) {
     Lanes rows[LANES];
     UNROLL
     for (int i = 0; i < LANES; ++i) {
       rows[i] = Lanes{};
       if (first + i >= parents) continue;
-      const float *vote = votes + (first + i) * step, *vector = vectors + (first + i) * L * LANES;
+      const Number* vote = votes + (first + i) * step;
+      const float* vector = vectors + (first + i) * L * LANES;
       UNROLL
-      for (int l = 0; l < L; ++l) rows[i] += lanes(vote + l * LANES) * lanes(vector + l * LANES);
+      for (int l = 0; l < L; ++l) rows[i] += read(vote + l * LANES) * lanes(vector + l * LANES);
     }
     lanes(found + first) = sums_of(rows);
   }
 }
 
 // Adds a child's votes, each times a weight, to a sum for each parent.
-template <int L>
-inline void add_weighted(const float* votes, int64_t step, const float* weights, int64_t parents, float* sums) {
+template <int L, typename Number>
+inline void add_weighted(const Number* votes, int64_t step, const float* weights, int64_t parents, float* sums) {
   for (int64_t parent = 0; parent < parents; ++parent) {
     UNROLL
     for (int l = 0; l < L; ++l)
-      lanes(sums + (parent * L + l) * LANES) += weights[parent] * lanes(votes + parent * step + l * LANES);
+      lanes(sums + (parent * L + l) * LANES) += weights[parent] * read(votes + parent * step + l * LANES);
   }
 }
 
@@ -156,8 +158,8 @@ struct Saved {
 };
 
 // Routes `count` images from `first` on.
-template <int L>
-void route_images(const float* data, const Votes& votes, const Settings& settings, int64_t first, int64_t count,
+template <int L, typename Number>
+void route_images(const Number* data, const Votes& votes, const Settings& settings, int64_t first, int64_t count,
                   const Saved& saved) {
   int64_t parents = votes.parents, children = votes.children, padded = (parents + LANES - 1) / LANES * LANES;
   int64_t pose = parents * L * LANES, iterations = settings.iterations;
@@ -171,7 +173,7 @@ void route_images(const float* data, const Votes& votes, const Settings& setting
     std::fill(weights.begin(), weights.end(), 1.f / parents);
     for (int64_t child = 0; child < children; ++child) {
       for (int64_t image = 0; image < count; ++image) {
-        const float* vote = data + (first + image) * votes.by_image + child * votes.by_child;
+        const Number* vote = data + (first + image) * votes.by_image + child * votes.by_child;
         if (iteration > 0) {
           products<L>(vote, votes.by_parent, vectors(saved.poses, image, iteration - 1), parents, weights.data());
           if (!before.empty()) {
@@ -192,9 +194,9 @@ void route_images(const float* data, const Votes& votes, const Settings& setting
   }
 }
 
-template <int L>
-void route_images_backward(const float* data, const float* gradient, const Votes& votes, const Settings& settings,
-                           int64_t first, int64_t count, const Saved& saved, float* found) {
+template <int L, typename Number>
+void route_images_backward(const Number* data, const float* gradient, const Votes& votes, const Settings& settings,
+                           int64_t first, int64_t count, const Saved& saved, Number* found) {
   int64_t parents = votes.parents, children = votes.children, padded = (parents + LANES - 1) / LANES * LANES;
   int64_t pose = parents * L * LANES, iterations = settings.iterations, later = iterations - 1;
   auto vectors = [&](const float* of, int64_t image, int64_t when) {
@@ -213,7 +215,7 @@ void route_images_backward(const float* data, const float* gradient, const Votes
     std::fill(by_poses.begin(), by_poses.end(), 0.f);
     for (int64_t child = 0; child < children; ++child) {
       for (int64_t image = 0; image < count; ++image) {
-        const float* vote = data + (first + image) * votes.by_image + child * votes.by_child;
+        const Number* vote = data + (first + image) * votes.by_image + child * votes.by_child;
         const float* couplings =
             saved.couplings + (((first + image) * later + iteration - 1) * children + child) * parents;
         float* logits = by_logits.data() + ((image * later + iteration - 1) * children + child) * parents;
@@ -231,7 +233,7 @@ void route_images_backward(const float* data, const float* gradient, const Votes
   }
   for (int64_t child = 0; child < children; ++child) {
     for (int64_t image = 0; image < count; ++image) {
-      float* to = found + (first + image) * votes.by_image + child * votes.by_child;
+      Number* to = found + (first + image) * votes.by_image + child * votes.by_child;
       for (int64_t parent = 0; parent < parents; ++parent) {
         Lanes sum[L];
         const float* by_sum = by_sums.data() + image * iterations * pose + parent * L * LANES;
@@ -247,7 +249,7 @@ void route_images_backward(const float* data, const float* gradient, const Votes
             sum[l] += coupling * lanes(by_sum + iteration * pose + l * LANES) + logit * lanes(before + l * LANES);
         }
         UNROLL
-        for (int l = 0; l < L; ++l) lanes(to + parent * votes.by_parent + l * LANES) = sum[l];
+        for (int l = 0; l < L; ++l) write(to + parent * votes.by_parent + l * LANES, sum[l]);
       }
     }
   }
@@ -278,7 +280,7 @@ void for_images(const Votes& votes, const Use& use) {
 inline bool lies_densely(const Tensor& votes) { return votes.is_non_overlapping_and_dense() && votes.stride(3) == 1; }
 
 inline void check_votes(const Tensor& votes, int64_t iterations) {
-  TORCH_CHECK(votes.dim() == 4 && votes.scalar_type() == at::kFloat, "votes must be float32 of four dimensions");
+  TORCH_CHECK(votes.dim() == 4, "votes must have four dimensions");
   TORCH_CHECK(votes.size(1) > 0 && votes.size(2) > 0, "votes need at least one parent and child");
   TORCH_CHECK(iterations >= 1, "iterations must be at least 1");
 }
@@ -290,15 +292,18 @@ inline std::tuple<Tensor, Tensor, Tensor, Tensor> route(const Tensor& given, int
   check_votes(given, iterations);
   Tensor votes = lies_densely(given) ? given : given.contiguous();
   Votes where(votes);
-  Tensor poses = at::empty({where.images, iterations, where.parents, where.dim}, votes.options());
+  at::TensorOptions options = votes.options().dtype(at::kFloat);
+  Tensor poses = at::empty({where.images, iterations, where.parents, where.dim}, options);
   Tensor sums = at::empty_like(poses);
-  Tensor couplings = at::empty({where.images, iterations - 1, where.children, where.parents}, votes.options());
+  Tensor couplings = at::empty({where.images, iterations - 1, where.children, where.parents}, options);
   Settings settings{iterations, static_cast<float>(constant), accumulate};
   Saved saved{poses.mutable_data_ptr<float>(), sums.mutable_data_ptr<float>(), couplings.mutable_data_ptr<float>()};
-  const float* data = votes.const_data_ptr<float>();
-  for_dim(where.dim, [&](auto width) {
-    for_images(where, [&](int64_t first, int64_t count) {
-      route_images<width>(data, where, settings, first, count, saved);
+  for_type(votes, [&](auto number) {
+    auto data = numbers<decltype(number)>(votes);
+    for_dim(where.dim, [&](auto width) {
+      for_images(where, [&](int64_t first, int64_t count) {
+        route_images<width>(data, where, settings, first, count, saved);
+      });
     });
   });
   return {poses.select(1, iterations - 1).clone(), poses, sums, couplings};
@@ -316,11 +321,14 @@ inline Tensor route_backward(const Tensor& gradient, const Tensor& given, const 
   Settings settings{poses.size(1), static_cast<float>(constant), accumulate};
   Tensor kept[] = {poses.contiguous(), sums.contiguous(), couplings.contiguous()};
   Saved saved{kept[0].mutable_data_ptr<float>(), kept[1].mutable_data_ptr<float>(), kept[2].mutable_data_ptr<float>()};
-  const float *data = votes.const_data_ptr<float>(), *slope = slopes.const_data_ptr<float>();
-  float* to = found.mutable_data_ptr<float>();
-  for_dim(where.dim, [&](auto width) {
-    for_images(where, [&](int64_t first, int64_t count) {
-      route_images_backward<width>(data, slope, where, settings, first, count, saved, to);
+  const float* slope = slopes.const_data_ptr<float>();
+  for_type(votes, [&](auto number) {
+    auto data = numbers<decltype(number)>(votes);
+    auto to = mutable_numbers<decltype(number)>(found);
+    for_dim(where.dim, [&](auto width) {
+      for_images(where, [&](int64_t first, int64_t count) {
+        route_images_backward<width>(data, slope, where, settings, first, count, saved, to);
+      });
     });
   });
   return lies_densely(given) ? found : at::empty_like(given).copy_(found);

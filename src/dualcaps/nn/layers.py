@@ -44,7 +44,7 @@ class Conv2d(nn.Conv2d):
 
     def uses_kernel(self, input: Float[Tensor, "batch channels height width"]) -> bool:
         """Whether these images are convolved by `dualcaps.kernels`."""
-        return kernels.are_used(input) and kernels.takes_convolution(self)
+        return kernels.is_float32_on_cpu(input) and kernels.are_used(input) and kernels.takes_convolution(self)
 
 
 class MaxPool2d(nn.MaxPool2d):

@@ -124,7 +124,9 @@ class TrainingStep:
         self._undecided, self._unjudged = compile == "auto", False
         self._usual_gain = _USUAL_GAIN if bfloat16 or self._device.type != "cpu" else _USUAL_GAIN_FLOAT32
         self._always = compile == "always"
-        self._has_kernels = self._device.type == "cpu" and not bfloat16 and any(map(_gains_by_kernels, model.modules()))
+        self._has_kernels = self._device.type == "cpu" and any(
+            _gains_by_kernels(layer, bfloat16) for layer in model.modules()
+        )
         self._record = _record_file(model, batch_size, bfloat16, self._device)
         self.compiled = False
 
@@ -291,10 +293,12 @@ class TrainingStep:
         self._log(why)
 
 
-def _gains_by_kernels(layer: nn.Module) -> bool:
+def _gains_by_kernels(layer: nn.Module, bfloat16: bool) -> bool:
     if isinstance(layer, CapsNet):
         return layer.config.routing == "dynamic"
-    return isinstance(layer, MaxPool2d) or (isinstance(layer, Conv2d) and kernels.takes_convolution(layer))
+    if isinstance(layer, Conv2d):
+        return not bfloat16 and kernels.takes_convolution(layer)
+    return isinstance(layer, MaxPool2d)
 
 
 def _record_file(model: Network, batch_size: int, bfloat16: bool, device: torch.device) -> Path:

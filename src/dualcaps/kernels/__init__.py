@@ -33,6 +33,7 @@ FEWEST_IMAGES = 16  # of a batch in eager code, which transforms the filters eac
 _LANES = 8  # channels are computed together
 _DIMS = (8, 16, 24, 32)  # of the votes
 _TYPES = (torch.float32, torch.bfloat16)
+_AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
 _FEWEST = 16  # channels on either side; with fewer there is little to gain or a loss
 _NAME = "dualcaps_cpu"
 _FOLDER = Path(__file__).parent
@@ -165,6 +166,7 @@ def _options() -> list[str]:
     include = torch_folder / "include"
     return [
         *("-std=c++20" if torch.__version__ >= "2.10" else "-std=c++17", "-O3", "-mavx2", "-mfma", "-fopenmp"),
+        *(_AVX512 if torch.backends.cpu.get_cpu_capability() == "AVX512" else ()),
         *("-fPIC", "-shared", f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"),
         *(f"-I{include}", f"-I{include / 'torch' / 'csrc' / 'api' / 'include'}"),
         *(f"-L{torch_folder / 'lib'}", "-ltorch_cpu", "-lc10"),

@@ -9,17 +9,13 @@
 
 #pragma once
 
-#include "lanes.h"
+#include "product.h"
 
 #include <ATen/Parallel.h>
-#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/baddbmm.h>
-#include <ATen/ops/bmm.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros.h>
-#include <ATen/ops/zeros_like.h>
 
 #include <algorithm>
 #include <optional>
@@ -81,15 +77,35 @@ struct Transposed {
   static constexpr float at(int i, int j) { return T::at(j, i); }
 };
 
-// out = (T in)^T, for 8 channels; factors of zero cost nothing once the loops are unrolled.
-template <typename T, int WIDTH>
-inline __attribute__((always_inline)) void multiply(const Lanes (&in)[T::COLUMNS][WIDTH],
-                                                    Lanes (&out)[WIDTH][T::ROWS]) {
+// The channels that are transformed together.
+struct Wide {
+  typedef float Numbers __attribute__((vector_size(4 * VECTOR)));
+  static Numbers read(const float* at) { return vector_at(at); }
+  static void write(float* at, Numbers numbers) { vector_at(at) = numbers; }
+};
+struct Narrow {
+  typedef float Numbers __attribute__((vector_size(4 * LANES)));
+  static Numbers read(const float* at) { return lanes(at); }
+  static void write(float* at, Numbers numbers) { lanes(at) = numbers; }
+};
+
+// Calls use(Wide or Narrow, first channel).
+template <typename Use>
+inline __attribute__((always_inline)) void for_channels(int64_t channels, const Use& use) {
+  int64_t channel = 0;
+  for (; channel + VECTOR <= channels; channel += VECTOR) use(Wide(), channel);
+  if (channel < channels) use(Narrow(), channel);
+}
+
+// out = (T in)^T; factors of zero cost nothing once the loops are unrolled.
+template <typename T, int WIDTH, typename Numbers>
+inline __attribute__((always_inline)) void multiply(const Numbers (&in)[T::COLUMNS][WIDTH],
+                                                    Numbers (&out)[WIDTH][T::ROWS]) {
   UNROLL
   for (int column = 0; column < WIDTH; ++column) {
     UNROLL
     for (int row = 0; row < T::ROWS; ++row) {
-      Lanes sum = {};
+      Numbers sum = {};
       UNROLL
       for (int k = 0; k < T::COLUMNS; ++k) {
         if (T::at(row, k) != 0) sum += T::at(row, k) * in[k][column];
@@ -100,10 +116,10 @@ inline __attribute__((always_inline)) void multiply(const Lanes (&in)[T::COLUMNS
 }
 
 // out = T in T^T
-template <typename T>
-inline __attribute__((always_inline)) void transform(const Lanes (&in)[T::COLUMNS][T::COLUMNS],
-                                                     Lanes (&out)[T::ROWS][T::ROWS]) {
-  Lanes half[T::COLUMNS][T::ROWS];
+template <typename T, typename Numbers>
+inline __attribute__((always_inline)) void transform(const Numbers (&in)[T::COLUMNS][T::COLUMNS],
+                                                     Numbers (&out)[T::ROWS][T::ROWS]) {
+  Numbers half[T::COLUMNS][T::ROWS];
   multiply<T, T::COLUMNS>(in, half);
   multiply<T, T::ROWS>(half, out);
 }
@@ -134,46 +150,50 @@ struct Square {
   bool inside;
 };
 
-// Transforms a square into one row of each of the matrices, which lie `step` numbers apart.
+// Transforms a square into a row of the matrices.
 template <typename T>
-void from_square(const Square<const float, T::COLUMNS>& square, float* row_of, int64_t step) {
-  for (int64_t channel = 0; channel < square.images.channels; channel += LANES) {
-    Lanes in[T::COLUMNS][T::COLUMNS], out[T::ROWS][T::ROWS];
+void from_square(const Square<const float, T::COLUMNS>& square, const Matrices<float>& matrices, int64_t row) {
+  for_channels(square.images.channels, [&](auto channels, int64_t first) {
+    using Channels = decltype(channels);
+    typename Channels::Numbers in[T::COLUMNS][T::COLUMNS], out[T::ROWS][T::ROWS];
     if (square.inside) {
       UNROLL
       for (int y = 0; y < T::COLUMNS; ++y) {
         UNROLL
-        for (int x = 0; x < T::COLUMNS; ++x) in[y][x] = lanes(square.pixel(y, x) + channel);
+        for (int x = 0; x < T::COLUMNS; ++x) in[y][x] = Channels::read(square.pixel(y, x) + first);
       }
     } else {
       for (int y = 0; y < T::COLUMNS; ++y)
         for (int x = 0; x < T::COLUMNS; ++x)
-          in[y][x] = square.holds(y, x) ? lanes(square.pixel(y, x) + channel) : Lanes{};
+          in[y][x] = square.holds(y, x) ? Channels::read(square.pixel(y, x) + first) : typename Channels::Numbers{};
     }
     transform<T>(in, out);
+    float* to = matrices.at(row, first);
     UNROLL
     for (int y = 0; y < T::ROWS; ++y) {
       UNROLL
-      for (int x = 0; x < T::ROWS; ++x) lanes(row_of + (y * T::ROWS + x) * step + channel) = out[y][x];
+      for (int x = 0; x < T::ROWS; ++x) Channels::write(to + (y * T::ROWS + x) * matrices.size(), out[y][x]);
     }
-  }
+  });
 }
 
 // The way back; what lies in the image is written, or added to what is there.
 template <typename T, bool ADD>
-void to_square(const float* row_of, int64_t step, const Square<float, T::ROWS>& square, const float* bias) {
-  for (int64_t channel = 0; channel < square.images.channels; channel += LANES) {
-    Lanes in[T::COLUMNS][T::COLUMNS], out[T::ROWS][T::ROWS];
+void to_square(const Matrices<float>& matrices, int64_t row, const Square<float, T::ROWS>& square, const float* bias) {
+  for_channels(square.images.channels, [&](auto channels, int64_t first) {
+    using Channels = decltype(channels);
+    typename Channels::Numbers in[T::COLUMNS][T::COLUMNS], out[T::ROWS][T::ROWS];
+    const float* from = matrices.at(row, first);
     UNROLL
     for (int y = 0; y < T::COLUMNS; ++y) {
       UNROLL
-      for (int x = 0; x < T::COLUMNS; ++x) in[y][x] = lanes(row_of + (y * T::COLUMNS + x) * step + channel);
+      for (int x = 0; x < T::COLUMNS; ++x) in[y][x] = Channels::read(from + (y * T::COLUMNS + x) * matrices.size());
     }
     transform<T>(in, out);
-    Lanes offset = bias ? lanes(bias + channel) : Lanes{};
+    auto offset = bias ? Channels::read(bias + first) : typename Channels::Numbers{};
     auto write = [&](int y, int x) {
-      Lanes& pixel = lanes(square.pixel(y, x) + channel);
-      pixel = out[y][x] + (ADD ? pixel : offset);
+      float* pixel = square.pixel(y, x) + first;
+      Channels::write(pixel, out[y][x] + (ADD ? Channels::read(pixel) : offset));
     };
     if (square.inside) {
       UNROLL
@@ -186,34 +206,44 @@ void to_square(const float* row_of, int64_t step, const Square<float, T::ROWS>& 
         for (int x = 0; x < T::ROWS; ++x)
           if (square.holds(y, x)) write(y, x);
     }
-  }
+  });
 }
 
-// Filters [outputs, K, K, inputs] as matrices [IN * IN, outputs, inputs].
+// The matrices of tiles or filters: one for each element of a transformed square.
 template <int K>
-Tensor transformed_filters(const Tensor& weight) {
-  constexpr int IN = Filter<K>::IN;
-  int64_t outputs = weight.size(0), inputs = weight.size(1), step = outputs * inputs;
-  Tensor filters = at::empty({IN * IN, outputs, inputs}, weight.options());
-  Images<const float> images{weight.const_data_ptr<float>(), K, K, inputs};
-  float* to = filters.mutable_data_ptr<float>();
-  at::parallel_for(0, outputs, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t output = begin; output < end; ++output)
-      from_square<FilterTransform<K>>({images, output, 0, 0}, to + output * inputs, step);
+struct Transformed {
+  static constexpr int64_t COUNT = Filter<K>::IN * Filter<K>::IN;
+  Transformed(int64_t rows, int64_t columns, const at::TensorOptions& options)
+      // Numbers that only fill up columns change no others, but some are slow to compute with.
+      : memory(filled(columns) == columns ? at::empty({COUNT, rows, columns}, options)
+                                          : at::zeros({COUNT, rows, filled(columns)}, options)),
+        matrices{memory.mutable_data_ptr<float>(), rows, filled(columns)} {}
+  Tensor memory;
+  Matrices<float> matrices;
+};
+
+// Filters [rows, K, K, columns], where rows are outputs and columns inputs or the other way around.
+template <int K>
+Transformed<K> transformed_filters(const Tensor& weight) {
+  Tensor filters = weight.contiguous(at::MemoryFormat::ChannelsLast);
+  int64_t rows = filters.size(0), columns = filters.size(1);
+  Transformed<K> found(rows, columns, filters.options());
+  Images<const float> images{filters.const_data_ptr<float>(), K, K, columns};
+  at::parallel_for(0, rows, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row)
+      from_square<FilterTransform<K>>({images, row, 0, 0}, found.matrices, row);
   });
-  return filters;
+  return found;
 }
 
 // The gradient by the filters from that by their transforms.
 template <int K>
-Tensor filter_gradient(const Tensor& gradient, const Tensor& weight) {
-  int64_t outputs = weight.size(0), inputs = weight.size(1), step = outputs * inputs;
+Tensor filter_gradient(const Matrices<float>& gradient, const Tensor& weight) {
   Tensor found = at::empty_like(weight, weight.options(), at::MemoryFormat::ChannelsLast);
-  Images<float> images{found.mutable_data_ptr<float>(), K, K, inputs};
-  const float* from = gradient.const_data_ptr<float>();
-  at::parallel_for(0, outputs, 1, [&](int64_t begin, int64_t end) {
+  Images<float> images{found.mutable_data_ptr<float>(), K, K, weight.size(1)};
+  at::parallel_for(0, weight.size(0), 1, [&](int64_t begin, int64_t end) {
     for (int64_t output = begin; output < end; ++output)
-      to_square<Transposed<FilterTransform<K>>, false>(from + output * inputs, step, {images, output, 0, 0}, nullptr);
+      to_square<Transposed<FilterTransform<K>>, false>(gradient, output, {images, output, 0, 0}, nullptr);
   });
   return found;
 }
@@ -229,28 +259,25 @@ struct Tiles {
 
 template <int K>
 Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, int64_t padding) {
-  constexpr int SQUARE = Filter<K>::IN * Filter<K>::IN;
   int64_t count = input.size(0), inputs = input.size(1), outputs = weight.size(0);
   int64_t rows = input.size(2) + 2 * padding - K + 1, columns = input.size(3) + 2 * padding - K + 1;
-  Tensor filters = transformed_filters<K>(weight).transpose(1, 2);
+  Transformed<K> filters = transformed_filters<K>(weight.transpose(0, 1));
   Tensor output = at::empty({count, outputs, rows, columns}, input.options(), at::MemoryFormat::ChannelsLast);
   Images<const float> from{input.const_data_ptr<float>(), input.size(2), input.size(3), inputs};
   Images<float> to{output.mutable_data_ptr<float>(), rows, columns, outputs};
   const float* offsets = bias ? bias->const_data_ptr<float>() : nullptr;
   Tiles tiles(rows, columns);
   at::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
-    at::AutoDispatchBelowADInplaceOrView guard;
+    Transformed<K> in(BLOCK, inputs, input.options()), out(BLOCK, outputs, input.options());
     for (int64_t first = begin * tiles.each; first < end * tiles.each; first += BLOCK) {
       int64_t size = std::min(BLOCK, end * tiles.each - first);
-      Tensor in = at::empty({SQUARE, size, inputs}, input.options());
-      float* in_data = in.mutable_data_ptr<float>();
       for (int64_t row = 0, tile = first; row < size; ++row, ++tile)
         from_square<InputTransform<K>>({from, tiles.image(tile), tiles.top(tile) - padding, tiles.left(tile) - padding},
-                                       in_data + row * inputs, size * inputs);
-      Tensor out = at::bmm(in, filters);
-      const float* out_data = out.const_data_ptr<float>();
+                                       in.matrices, row);
+      for (int64_t k = 0; k < in.COUNT; ++k)
+        multiply(in.matrices.of(k), filters.matrices.of(k), out.matrices.of(k), size, inputs);
       for (int64_t row = 0, tile = first; row < size; ++row, ++tile)
-        to_square<OutputTransform<K>, false>(out_data + row * outputs, size * outputs,
+        to_square<OutputTransform<K>, false>(out.matrices, row,
                                              {to, tiles.image(tile), tiles.top(tile), tiles.left(tile)}, offsets);
     }
   });
@@ -260,45 +287,43 @@ Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Te
 template <int K>
 std::tuple<Tensor, Tensor> backward(const Tensor& gradient, const Tensor& input, const Tensor& weight,
                                     int64_t padding) {
-  constexpr int SQUARE = Filter<K>::IN * Filter<K>::IN;
   int64_t count = input.size(0), inputs = input.size(1), outputs = weight.size(0);
   int64_t rows = gradient.size(2), columns = gradient.size(3);
-  Tensor filters = transformed_filters<K>(weight);
-  Tensor by_input = at::zeros_like(input);
-  std::vector<Tensor> by_filters(at::get_num_threads());
+  Transformed<K> filters = transformed_filters<K>(weight);
+  Tensor by_input = at::empty_like(input);
+  std::vector<std::optional<Transformed<K>>> by_filters(at::get_num_threads());
   Images<const float> from{input.const_data_ptr<float>(), input.size(2), input.size(3), inputs};
   Images<const float> slopes{gradient.const_data_ptr<float>(), rows, columns, outputs};
   Images<float> to{by_input.mutable_data_ptr<float>(), input.size(2), input.size(3), inputs};
   Tiles tiles(rows, columns);
   at::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    Tensor& sum = by_filters[at::get_thread_num()];
-    sum = at::zeros({SQUARE, outputs, inputs}, input.options());
+    Transformed<K> in(BLOCK, inputs, input.options()), out(BLOCK, outputs, input.options());
+    Transformed<K>& sum = by_filters[at::get_thread_num()].emplace(outputs, inputs, input.options());
+    sum.memory.zero_();
     for (int64_t first = begin * tiles.each; first < end * tiles.each; first += BLOCK) {
       int64_t size = std::min(BLOCK, end * tiles.each - first);
-      Tensor in = at::empty({SQUARE, size, inputs}, input.options());
-      Tensor out = at::empty({SQUARE, size, outputs}, input.options());
-      float *in_data = in.mutable_data_ptr<float>(), *out_data = out.mutable_data_ptr<float>();
       for (int64_t row = 0, tile = first; row < size; ++row, ++tile) {
         int64_t image = tiles.image(tile), top = tiles.top(tile), left = tiles.left(tile);
-        from_square<InputTransform<K>>({from, image, top - padding, left - padding}, in_data + row * inputs,
-                                       size * inputs);
-        from_square<Transposed<OutputTransform<K>>>({slopes, image, top, left}, out_data + row * outputs,
-                                                    size * outputs);
+        from_square<InputTransform<K>>({from, image, top - padding, left - padding}, in.matrices, row);
+        from_square<Transposed<OutputTransform<K>>>({slopes, image, top, left}, out.matrices, row);
       }
-      sum.baddbmm_(out.transpose(1, 2), in);
-      at::bmm_out(in, out, filters);
-      for (int64_t row = 0, tile = first; row < size; ++row, ++tile)
+      for (int64_t k = 0; k < in.COUNT; ++k) {
+        add_product(out.matrices.of(k), in.matrices.of(k), sum.matrices.of(k), outputs, size);
+        multiply(out.matrices.of(k), filters.matrices.of(k), in.matrices.of(k), size, outputs);
+      }
+      for (int64_t row = 0, tile = first; row < size; ++row, ++tile) {
+        int64_t image = tiles.image(tile), numbers = to.rows * to.columns * to.channels;
+        if (tile % tiles.each == 0) std::fill_n(to.data + image * numbers, numbers, 0.f);
         to_square<Transposed<InputTransform<K>>, true>(
-            in_data + row * inputs, size * inputs,
-            {to, tiles.image(tile), tiles.top(tile) - padding, tiles.left(tile) - padding}, nullptr);
+            in.matrices, row, {to, image, tiles.top(tile) - padding, tiles.left(tile) - padding}, nullptr);
+      }
     }
   });
-  Tensor total;
-  for (const Tensor& sum : by_filters)
-    if (sum.defined()) total = total.defined() ? total.add_(sum) : sum;
-  if (!total.defined()) total = at::zeros({SQUARE, outputs, inputs}, input.options());
-  return {by_input, filter_gradient<K>(total, weight)};
+  Transformed<K> total(outputs, inputs, input.options());
+  total.memory.zero_();
+  for (const auto& sum : by_filters)
+    if (sum) total.memory.add_(sum->memory);
+  return {by_input, filter_gradient<K>(total.matrices, weight)};
 }
 
 inline void check(const Tensor& input, const Tensor& weight, int64_t padding) {
@@ -317,9 +342,8 @@ inline Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optio
   check(input, weight, padding);
   TORCH_CHECK(!bias || (bias->scalar_type() == at::kFloat && bias->numel() == weight.size(0) && bias->is_contiguous()),
               "the bias must be float32, one number an output");
-  Tensor images = input.contiguous(at::MemoryFormat::ChannelsLast),
-         filters = weight.contiguous(at::MemoryFormat::ChannelsLast);
-  return weight.size(2) == 2 ? forward<2>(images, filters, bias, padding) : forward<3>(images, filters, bias, padding);
+  Tensor images = input.contiguous(at::MemoryFormat::ChannelsLast);
+  return weight.size(2) == 2 ? forward<2>(images, weight, bias, padding) : forward<3>(images, weight, bias, padding);
 }
 
 inline std::tuple<Tensor, Tensor> conv2d_backward(const Tensor& gradient, const Tensor& input, const Tensor& weight,
@@ -331,10 +355,9 @@ inline std::tuple<Tensor, Tensor> conv2d_backward(const Tensor& gradient, const 
                   gradient.size(3) == input.size(3) + 2 * padding - weight.size(3) + 1,
               "the gradient does not have the shape of the outputs");
   Tensor slopes = gradient.contiguous(at::MemoryFormat::ChannelsLast);
-  Tensor images = input.contiguous(at::MemoryFormat::ChannelsLast),
-         filters = weight.contiguous(at::MemoryFormat::ChannelsLast);
-  auto [by_input, by_weight] = weight.size(2) == 2 ? backward<2>(slopes, images, filters, padding)
-                                                   : backward<3>(slopes, images, filters, padding);
+  Tensor images = input.contiguous(at::MemoryFormat::ChannelsLast);
+  auto [by_input, by_weight] = weight.size(2) == 2 ? backward<2>(slopes, images, weight, padding)
+                                                   : backward<3>(slopes, images, weight, padding);
   if (by_weight.strides() != weight.strides()) by_weight = at::empty_like(weight).copy_(by_weight);
   return {by_input, by_weight};
 }

@@ -14,7 +14,7 @@ namespace dualcaps {
 typedef float Lanes __attribute__((vector_size(32), aligned(4)));
 constexpr int LANES = 8;
 
-#define UNROLL _Pragma("GCC unroll 8")
+#define UNROLL _Pragma("GCC unroll 16")
 
 inline Lanes& lanes(float* at) { return *reinterpret_cast<Lanes*>(at); }
 inline const Lanes& lanes(const float* at) { return *reinterpret_cast<const Lanes*>(at); }

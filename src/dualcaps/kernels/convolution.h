@@ -275,7 +275,7 @@ Tensor forward(const Tensor& input, const Tensor& weight, const std::optional<Te
         from_square<InputTransform<K>>({from, tiles.image(tile), tiles.top(tile) - padding, tiles.left(tile) - padding},
                                        in.matrices, row);
       for (int64_t k = 0; k < in.COUNT; ++k)
-        multiply(in.matrices.of(k), filters.matrices.of(k), out.matrices.of(k), size, inputs);
+        set_product(in.matrices.of(k), filters.matrices.of(k), out.matrices.of(k), size, inputs);
       for (int64_t row = 0, tile = first; row < size; ++row, ++tile)
         to_square<OutputTransform<K>, false>(out.matrices, row,
                                              {to, tiles.image(tile), tiles.top(tile), tiles.left(tile)}, offsets);
@@ -309,7 +309,7 @@ std::tuple<Tensor, Tensor> backward(const Tensor& gradient, const Tensor& input,
       }
       for (int64_t k = 0; k < in.COUNT; ++k) {
         add_product(out.matrices.of(k), in.matrices.of(k), sum.matrices.of(k), outputs, size);
-        multiply(out.matrices.of(k), filters.matrices.of(k), in.matrices.of(k), size, outputs);
+        set_product(out.matrices.of(k), filters.matrices.of(k), in.matrices.of(k), size, outputs);
       }
       for (int64_t row = 0, tile = first; row < size; ++row, ++tile) {
         int64_t image = tiles.image(tile), numbers = to.rows * to.columns * to.channels;

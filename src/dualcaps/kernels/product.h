@@ -73,8 +73,8 @@ inline void for_tile(int64_t rows, int64_t width, const Use& use) {
 }
 
 // c = a b, of the first `rows` rows; `depth` columns of a.
-inline void multiply(const Matrices<const float>& a, const Matrices<const float>& b, const Matrices<float>& c,
-                     int64_t rows, int64_t depth) {
+inline void set_product(const Matrices<const float>& a, const Matrices<const float>& b, const Matrices<float>& c,
+                        int64_t rows, int64_t depth) {
   for (int64_t column = 0; column < c.columns; column += PANEL) {
     int64_t width = c.width(column);
     for (int64_t row = 0; row < rows; row += MOST_ROWS) {

@@ -56,6 +56,7 @@ audit: .venv/.installed-dev  ## known vulnerabilities of everything that is inst
 
 results: .venv/.installed  ## the paper's tables and figures again, from the committed records
 	$(BIN)/dualcaps report results/paper --out results/paper
+	$(BIN)/dualcaps report results/full-length --out results/full-length
 	$(BIN)/dualcaps report results/digits-200 --out results/digits-200
 
 .venv/.installed: pyproject.toml constraints.txt

@@ -10,7 +10,7 @@ from dualcaps.study.report import write_report
 RESULTS = Path(__file__).parents[2] / "results"
 
 
-@pytest.mark.parametrize("folder", ["paper", "digits-200"])
+@pytest.mark.parametrize("folder", ["paper", "full-length", "digits-200"])
 def test_the_committed_report_is_made_of_the_committed_records(folder: str, tmp_path: Path):
     committed, again = RESULTS / folder, tmp_path / "results" / folder
     (tmp_path / "docs").mkdir()

@@ -3,6 +3,7 @@
 import dataclasses
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,25 @@ def gradients(output: Tensor, *leaves: Tensor) -> tuple[Tensor, ...]:
     return torch.autograd.grad((output * weights).sum(), leaves)
 
 
+def assert_convolves(
+    convolve: Callable[[Tensor, Tensor, Tensor | None, int], Tensor],
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    padding: int,
+) -> None:
+    """Compare values and gradients with those of torch in float64."""
+    leaves = [values.requires_grad_() for values in (input, weight, bias) if values is not None]
+    exact = [values.detach().double().requires_grad_() for values in leaves]
+    expected = nn.functional.conv2d(*exact, padding=padding)
+    found = convolve(input, weight, bias, padding)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(found.double(), expected, atol=2e-5, rtol=0)
+    for ours, theirs in zip(gradients(found.double(), *leaves), gradients(expected, *exact), strict=True):
+        largest = float(theirs.abs().max()) if theirs.numel() else 0.0
+        torch.testing.assert_close(ours.double(), theirs, atol=1e-5 * largest, rtol=0)
+
+
 def recorded_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the kernels in the order of their calls from now on."""
     calls: list[str] = []
@@ -50,7 +70,7 @@ def recorded_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         monkeypatch.setattr(kernels, name, recorded)
 
-    for name in ALL:
+    for name in (*ALL, "few_channels_conv2d"):
         record(name)
     return calls
 
@@ -85,14 +105,39 @@ def test_values_and_gradients_are_those_of_a_direct_convolution(
     )
     if channels_last:
         input, weight = (values.contiguous(memory_format=torch.channels_last) for values in (input, weight))
-    leaves = [values.requires_grad_() for values in (input, weight, *([bias] if with_bias else []))]
-    exact = [values.detach().double().requires_grad_() for values in leaves]
-    expected = nn.functional.conv2d(exact[0], exact[1], exact[2] if with_bias else None, padding=padding)
-    found = kernels.conv2d(leaves[0], leaves[1], leaves[2] if with_bias else None, padding)
-    assert found.is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(found.double(), expected, atol=2e-5, rtol=0)
-    for ours, theirs in zip(gradients(found.double(), *leaves), gradients(expected, *exact), strict=True):
-        torch.testing.assert_close(ours.double(), theirs, atol=1e-5 * float(theirs.abs().max()), rtol=0)
+    assert_convolves(kernels.conv2d, input, weight, bias if with_bias else None, padding)
+
+
+@pytest.mark.slow
+@given(
+    images=st.integers(0, 5),
+    inputs=st.integers(1, 5),
+    outputs=st.sampled_from([16, 48, 64]),
+    rows=st.integers(5, 14),
+    columns=st.integers(5, 14),
+    kernel=st.sampled_from([2, 3, 5]),
+    padding=st.integers(0, 2),
+    with_bias=st.booleans(),
+    channels_last=st.booleans(),
+)
+def test_few_channels_are_convolved_as_by_torch(
+    folder: Path,
+    images: int,
+    inputs: int,
+    outputs: int,
+    rows: int,
+    columns: int,
+    kernel: int,
+    padding: int,
+    with_bias: bool,
+    channels_last: bool,
+):
+    input, weight, bias = random_layer(
+        images=images, inputs=inputs, outputs=outputs, rows=rows, columns=columns, kernel=kernel
+    )
+    if channels_last:
+        input, weight = (values.contiguous(memory_format=torch.channels_last) for values in (input, weight))
+    assert_convolves(kernels.few_channels_conv2d, input, weight, bias if with_bias else None, padding)
 
 
 @pytest.mark.slow
@@ -180,6 +225,11 @@ def test_torch_can_trace_it(folder: Path):
     input, weight, bias = (values.requires_grad_() for values in random_layer())
     for arguments in ((input, weight, bias, 1), (input, weight, None, 0)):
         torch.library.opcheck(torch.ops.dualcaps_cpu.conv2d.default, arguments)
+    for channels in (1, 3):
+        input, weight, bias = (values.requires_grad_() for values in random_layer(inputs=channels, outputs=16))
+        for arguments in ((input, weight, bias, 1), (input.detach(), weight, None, 0)):
+            torch.library.opcheck(torch.ops.dualcaps_cpu.few_channels_conv2d.default, arguments)
+    input = torch.rand(2, 16, 9, 9).requires_grad_()
     for ceil_mode in (False, True):
         for values in (input, input.detach().bfloat16().requires_grad_()):
             torch.library.opcheck(torch.ops.dualcaps_cpu.max_pool2d.default, (values, ceil_mode))
@@ -194,6 +244,14 @@ def test_shapes_that_the_kernels_do_not_take_are_refused(folder: Path):
         kernels.conv2d(input.double(), weight.double(), bias.double(), 0)
     with pytest.raises(RuntimeError, match="smaller than the filters"):
         kernels.conv2d(input[:, :, :2], weight, bias, 0)
+    few_channels_backward = torch.ops.dualcaps_cpu.few_channels_conv2d_backward
+    input, weight, _ = random_layer(inputs=3, outputs=16)
+    with pytest.raises(RuntimeError, match="shape of the outputs"):
+        few_channels_backward(torch.rand(2, 16, 7, 8), input, weight, 0)
+    with pytest.raises(RuntimeError, match="float32"):
+        few_channels_backward(torch.rand(2, 16, 7, 7), input.bfloat16(), weight, 0)
+    with pytest.raises(RuntimeError, match="multiple of"):
+        few_channels_backward(torch.rand(2, 12, 7, 7), input, weight[:12], 0)
 
 
 def test_layers_that_gain_are_taken():
@@ -214,6 +272,18 @@ def test_layers_that_gain_are_taken():
         nn.Conv2d(64, 64, 5),
     ):
         assert not kernels.takes_convolution(layer), layer
+    assert kernels.takes_few_channels(nn.Conv2d(3, 64, 3))
+    assert kernels.takes_few_channels(nn.Conv2d(1, 16, 5, padding=2, bias=False))
+    for layer in (
+        nn.Conv2d(5, 64, 3),
+        nn.Conv2d(3, 24, 3),
+        nn.Conv2d(1, 64, 9),
+        nn.Conv2d(3, 64, 3, stride=2),
+        nn.Conv2d(3, 64, 3, padding="same"),
+        nn.Conv2d(3, 64, 3, padding=(0, 1)),
+        nn.Conv2d(3, 64, 3, padding=1, padding_mode="reflect"),
+    ):
+        assert not kernels.takes_few_channels(layer), layer
 
 
 @pytest.mark.parametrize(
@@ -266,12 +336,20 @@ def test_prediction_of_many_images_uses_them_unless_it_has_to_repeat_itself(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("precision", "used"), [("float32", ALL), ("bfloat16", ROUNDED)])
+@pytest.mark.parametrize(
+    ("network", "precision", "used"),
+    [
+        ("da-capsnet-r", "float32", ALL),
+        ("da-capsnet-r", "bfloat16", ROUNDED),
+        ("capsnet", "float32", ("conv2d", "few_channels_conv2d")),
+    ],
+)
 def test_deterministic_training_uses_them_and_repeats_to_the_bit(
     folder: Path,
     shapes_folder: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    network: str,
     precision: Precision,
     used: tuple[str, ...],
 ):
@@ -281,7 +359,7 @@ def test_deterministic_training_uses_them_and_repeats_to_the_bit(
 
     def train(name: str, epochs: int, *, resume: bool = False, deterministic: bool = True) -> dict[str, Tensor]:
         torch.manual_seed(0)
-        model = create_model("da-capsnet-r", data.image_shape, len(data.classes), width=16)
+        model = create_model(network, data.image_shape, len(data.classes), width=16)
         options = dataclasses.replace(config, epochs=epochs, deterministic=deterministic)
         fit(model, data, options, out=tmp_path / name, resume=resume, quiet=True, pictures=False)
         return model.state_dict()

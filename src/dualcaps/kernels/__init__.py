@@ -4,6 +4,7 @@ and, once compiled, by prediction.
 - Convolutions by Winograd's minimal filtering (Lavin & Gray 2016, arXiv:1509.09308), of stride 1, take a quarter of the
   multiplications with 3x3 filters and 40 % of them with 2x2 filters; the error is about twice that of the direct sum.
   In float32 only.
+- Convolutions of images with few channels, whose gradient by the filters oneDNN computes slowly in float32.
 - Max pooling of 2x2 windows, whose gradient torch's compiler writes number by number; float32 or bfloat16.
 - Dynamic routing, which reads the votes once in each iteration; float32 or bfloat16 votes, summed in float32.
 """
@@ -25,6 +26,7 @@ import platformdirs
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_input
 
 from dualcaps.config import Update
 from dualcaps.runs.files import write_bytes
@@ -35,6 +37,7 @@ _DIMS = (8, 16, 24, 32)  # of the votes
 _TYPES = (torch.float32, torch.bfloat16)
 _AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
 _FEWEST = 16  # channels on either side; with fewer there is little to gain or a loss
+_FEW = 4  # channels of images at most
 _NAME = "dualcaps_cpu"
 _FOLDER = Path(__file__).parent
 _lock = threading.Lock()
@@ -109,6 +112,38 @@ def takes_convolution(layer: nn.Conv2d) -> bool:
         and layer.out_channels % _LANES == 0
         and min(layer.in_channels, layer.out_channels) >= _FEWEST
     )
+
+
+def takes_few_channels(layer: nn.Conv2d) -> bool:
+    """Whether the gradient of a convolution by its filters is faster by `few_channels_conv2d`."""
+    return (
+        layer.in_channels <= _FEW
+        and layer.out_channels % 16 == 0
+        and layer.kernel_size in ((2, 2), (3, 3), (5, 5))
+        and layer.padding in ((0, 0), (1, 1), (2, 2))
+        and (layer.stride, layer.dilation, layer.groups) == ((1, 1), (1, 1), 1)
+        and layer.padding_mode == "zeros"
+    )
+
+
+def few_channels_conv2d(
+    input: Float[Tensor, "batch inputs height width"],
+    weight: Float[Tensor, "outputs inputs rows columns"],
+    bias: Float[Tensor, "outputs"] | None,
+    padding: int,
+) -> Float[Tensor, "batch outputs rows columns"]:
+    """As `torch.nn.functional.conv2d`, float32 on the CPU, differentiable; the result lies channels last.
+
+    Args:
+        input: the images, of a few channels.
+        weight: the filters; outputs are a multiple of 16.
+        bias: added to the result.
+        padding: rows and columns of zeros on each side.
+
+    Raises:
+        RuntimeError: in the backward pass, shapes or types that the kernel does not take.
+    """
+    return getattr(torch.ops, _NAME).few_channels_conv2d(input, weight, bias, padding)
 
 
 def conv2d(
@@ -202,6 +237,9 @@ def _register() -> None:
     torch.library.register_fake(f"{_NAME}::conv2d", _shape_of_output)
     torch.library.register_fake(f"{_NAME}::conv2d_backward", _shapes_of_gradients)
     torch.library.register_autograd(f"{_NAME}::conv2d", _backward, setup_context=_save)
+    torch.library.register_fake(f"{_NAME}::few_channels_conv2d", _shape_of_output)
+    torch.library.register_fake(f"{_NAME}::few_channels_conv2d_backward", _shapes_of_few_channels_gradients)
+    torch.library.register_autograd(f"{_NAME}::few_channels_conv2d", _few_channels_backward, setup_context=_save)
     torch.library.register_fake(f"{_NAME}::max_pool2d", _shapes_of_pooled)
     torch.library.register_fake(f"{_NAME}::max_pool2d_backward", _shape_of_unpooled)
     torch.library.register_autograd(f"{_NAME}::max_pool2d", _pool_backward, setup_context=_save_choices)
@@ -211,9 +249,8 @@ def _register() -> None:
 
 
 def _shape_of_output(input: Tensor, weight: Tensor, _bias: Tensor | None, padding: int) -> Tensor:
-    outputs, _, kernel, _ = weight.shape
-    rows, columns = (side + 2 * padding - kernel + 1 for side in input.shape[2:])
-    found = input.new_empty((len(input), outputs, rows, columns))
+    sides = (side + 2 * padding - kernel + 1 for side, kernel in zip(input.shape[2:], weight.shape[2:], strict=True))
+    found = input.new_empty((len(input), len(weight), *sides))
     return found.contiguous(memory_format=torch.channels_last)
 
 
@@ -231,6 +268,22 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     by_input, by_weight = getattr(torch.ops, _NAME).conv2d_backward(gradient, input, weight, ctx.padding)
     by_bias = gradient.sum(dim=(0, 2, 3)) if ctx.needs_input_grad[2] else None
     return by_input, by_weight, by_bias, None
+
+
+def _shapes_of_few_channels_gradients(
+    _gradient: Tensor, _input: Tensor, weight: Tensor, _padding: int
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(weight), weight.new_empty(len(weight))
+
+
+def _few_channels_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    input, weight = ctx.saved_tensors
+    by_input = None
+    if ctx.needs_input_grad[0]:
+        by_input = conv2d_input(input.shape, weight, gradient, padding=ctx.padding)
+    backward = getattr(torch.ops, _NAME).few_channels_conv2d_backward
+    by_weight, by_bias = backward(gradient, input, weight, ctx.padding)
+    return by_input, by_weight, by_bias if ctx.needs_input_grad[2] else None, None
 
 
 def _shapes_of_pooled(input: Tensor, ceil_mode: bool) -> tuple[Tensor, Tensor]:

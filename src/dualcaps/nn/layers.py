@@ -17,7 +17,7 @@ from dualcaps.nn import fourier
 
 def glorot_conv(inputs: int, outputs: int, kernel: int, *, stride: int = 1, padding: int | str = 0) -> nn.Conv2d:
     """A square 2-D convolution with bias, initialised as in Keras."""
-    layer = (GreyConv if inputs == 1 else Conv2d)(inputs, outputs, kernel, stride=stride, padding=padding)
+    layer = Conv2d(inputs, outputs, kernel, stride=stride, padding=padding)
     nn.init.xavier_uniform_(layer.weight)
     assert layer.bias is not None
     nn.init.zeros_(layer.bias)
@@ -25,26 +25,40 @@ def glorot_conv(inputs: int, outputs: int, kernel: int, *, stride: int = 1, padd
 
 
 class Conv2d(nn.Conv2d):
-    """A convolution that is computed otherwise where that is faster: in float32 on the CPU.
+    """A convolution that is computed otherwise on the CPU where that is faster.
 
-    Small filters by Winograd's algorithm where `dualcaps.kernels` are used, large ones with a stride through
-    `dualcaps.nn.fourier`.
+    In float32, small filters by Winograd's algorithm and few channels with a faster gradient where `dualcaps.kernels`
+    are used, large filters with a stride through `dualcaps.nn.fourier`. In compiled code, images with one channel are
+    padded to four: the compiler cannot distinguish channels last from channels first with one, and converts the
+    gradient between the two, which takes longer than the convolution.
     """
 
     def forward(
         self, input: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch features rows columns"]:
         """Convolve as `torch.nn.Conv2d` does."""
-        if self.uses_kernel(input):
-            assert not isinstance(self.padding, str)
-            return kernels.conv2d(input, self.weight, self.bias, self.padding[0])
-        if kernels.is_float32_on_cpu(input) and fourier.takes(self, input):
-            return fourier.conv2d(input, self.weight, self.bias, self.stride[0])
-        return super().forward(input)
+        if kernels.is_float32_on_cpu(input):
+            if fourier.takes(self, input):
+                return fourier.conv2d(input, self.weight, self.bias, self.stride[0])
+            if self.uses_kernel(input):
+                assert not isinstance(self.padding, str)
+                return kernels.conv2d(input, self.weight, self.bias, self.padding[0])
+            if torch.is_grad_enabled() and kernels.are_used(input) and kernels.takes_few_channels(self):
+                assert not isinstance(self.padding, str)
+                return kernels.few_channels_conv2d(input, self.weight, self.bias, self.padding[0])
+        weight = self.weight
+        if self.in_channels == 1 and _is_compiling_for_cpu(input):
+            input, weight = (nn.functional.pad(values, (0, 0, 0, 0, 0, 3)) for values in (input, weight))
+            input = input.contiguous(memory_format=torch.channels_last)
+        return self._conv_forward(input, weight, self.bias)
 
     def uses_kernel(self, input: Float[Tensor, "batch channels height width"]) -> bool:
-        """Whether these images are convolved by `dualcaps.kernels`."""
+        """Whether these images are convolved by Winograd's algorithm."""
         return kernels.is_float32_on_cpu(input) and kernels.are_used(input) and kernels.takes_convolution(self)
+
+
+def _is_compiling_for_cpu(input: Tensor) -> bool:
+    return torch.compiler.is_compiling() and not kernels.is_exporting() and input.device.type == "cpu"
 
 
 class MaxPool2d(nn.MaxPool2d):
@@ -64,22 +78,6 @@ class MaxPool2d(nn.MaxPool2d):
         if kernels.are_used(input):
             return kernels.max_pool2d(input, ceil_mode=self.ceil_mode)
         return nn.functional.max_pool2d(input, 2, ceil_mode=self.ceil_mode)
-
-
-class GreyConv(nn.Conv2d):
-    """A convolution of images with one channel, which compiled code on the CPU pads to four channels.
-
-    With one channel the compiler cannot distinguish channels last from channels first and converts the
-    gradient between the two, which takes longer than the convolution.
-    """
-
-    def forward(self, input: Float[Tensor, "batch 1 height width"]) -> Float[Tensor, "batch channels rows columns"]:
-        """Convolve as `torch.nn.Conv2d` does."""
-        if not torch.compiler.is_compiling() or kernels.is_exporting() or input.device.type != "cpu":
-            return super().forward(input)
-        channels = (0, 0, 0, 0, 0, 3)
-        padded = nn.functional.pad(input, channels).contiguous(memory_format=torch.channels_last)
-        return self._conv_forward(padded, nn.functional.pad(self.weight, channels), self.bias)
 
 
 def glorot_linear(inputs: int, outputs: int, *, bias: bool = True) -> nn.Linear:
@@ -143,7 +141,7 @@ class LayerStack(nn.Sequential):
 
     Without gradients on the CPU the two are one oneDNN operation, unless `dualcaps.kernels` are faster; with gradients
     the ReLU overwrites the convolution's output. Both save a pass over memory. Only exact instances of
-    `torch.nn.Conv2d` (or the two above) and `torch.nn.ReLU` without hooks are fused.
+    `torch.nn.Conv2d` (or the one above) and `torch.nn.ReLU` without hooks are fused.
     """
 
     def forward(
@@ -162,7 +160,7 @@ class LayerStack(nn.Sequential):
             if merged:
                 merged = False
                 continue
-            merged = _is_plain(layer, (nn.Conv2d, Conv2d, GreyConv)) and _is_plain(following, (nn.ReLU,))
+            merged = _is_plain(layer, (nn.Conv2d, Conv2d)) and _is_plain(following, (nn.ReLU,))
             by_kernel = isinstance(layer, Conv2d) and layer.uses_kernel(input)
             if merged and fuse and not by_kernel and not isinstance(layer.padding, str):
                 input = torch.ops.mkldnn._convolution_pointwise(

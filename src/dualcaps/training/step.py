@@ -297,7 +297,7 @@ def _gains_by_kernels(layer: nn.Module, bfloat16: bool) -> bool:
     if isinstance(layer, CapsNet):
         return layer.config.routing == "dynamic"
     if isinstance(layer, Conv2d):
-        return not bfloat16 and kernels.takes_convolution(layer)
+        return not bfloat16 and (kernels.takes_convolution(layer) or kernels.takes_few_channels(layer))
     return isinstance(layer, MaxPool2d)
 
 

@@ -181,7 +181,7 @@ def test_a_signal_at_any_time_ends_the_program_in_one_line(number: signal.Signal
         process.send_signal(number)
         said = process.communicate(timeout=60)[1]
         assert "Traceback" not in said, said
-        assert process.returncode in (128 + number, -number)  # which a shell reports alike
+        assert process.returncode in (128 + number, -number), said  # which a shell reports alike
         ended.append(said.splitlines()[-1] if said else "")
     word = "interrupted" if number == signal.SIGINT else "terminated"
     assert ended[-1].startswith(f"dualcaps: {word}; to continue: dualcaps train ")

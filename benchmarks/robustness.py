@@ -168,6 +168,10 @@ def tables(found: Sequence[Row]) -> str:
             "",
             *_table(pairs, _PAIRS),
             "",
+            f"Over `{_REFERENCE}`, with 95 % intervals as above:",
+            "",
+            *_differences(pairs, _PAIRS[:3]),
+            "",
         ]
     return "\n".join(text)
 

@@ -24,7 +24,7 @@
 namespace dualcaps {
 
 using at::Tensor;
-constexpr int64_t TOGETHER = 8;  // images, where the votes of a child lie side by side for all of them
+constexpr int64_t TOGETHER = 8;  // images, where the votes lie child by child
 
 // Where the votes [images, parents, children, dim] lie in memory; the numbers of a vote lie side by side.
 struct Votes {
@@ -36,6 +36,8 @@ struct Votes {
         by_image(votes.stride(0)),
         by_parent(votes.stride(1)),
         by_child(votes.stride(2)) {}
+  // Whether the votes of a child lie side by side for all images, and those of the next one far away.
+  bool child_by_child() const { return by_image < by_child; }
   int64_t images, parents, children, dim, by_image, by_parent, by_child;
 };
 
@@ -86,6 +88,12 @@ inline void products(const Number* votes, int64_t step, const float* vectors, in
     }
     lanes(found + first) = sums_of(rows);
   }
+}
+
+// Asks for the votes of a child before they are needed.
+template <typename Number>
+inline void prefetch(const Number* votes, int64_t step, int64_t parents) {
+  for (int64_t parent = 0; parent < parents; ++parent) _mm_prefetch(votes + parent * step, _MM_HINT_T0);
 }
 
 // Adds a child's votes, each times a weight, to a sum for each parent.
@@ -174,6 +182,7 @@ void route_images(const Number* data, const Votes& votes, const Settings& settin
     for (int64_t child = 0; child < children; ++child) {
       for (int64_t image = 0; image < count; ++image) {
         const Number* vote = data + (first + image) * votes.by_image + child * votes.by_child;
+        if (votes.child_by_child() && child + 1 < children) prefetch(vote + votes.by_child, votes.by_parent, parents);
         if (iteration > 0) {
           products<L>(vote, votes.by_parent, vectors(saved.poses, image, iteration - 1), parents, weights.data());
           if (!before.empty()) {
@@ -216,6 +225,7 @@ void route_images_backward(const Number* data, const float* gradient, const Vote
     for (int64_t child = 0; child < children; ++child) {
       for (int64_t image = 0; image < count; ++image) {
         const Number* vote = data + (first + image) * votes.by_image + child * votes.by_child;
+        if (votes.child_by_child() && child + 1 < children) prefetch(vote + votes.by_child, votes.by_parent, parents);
         const float* couplings =
             saved.couplings + (((first + image) * later + iteration - 1) * children + child) * parents;
         float* logits = by_logits.data() + ((image * later + iteration - 1) * children + child) * parents;
@@ -270,7 +280,7 @@ void for_dim(int64_t dim, const Use& use) {
 // Calls use(first, count) for parts of the images, in parallel.
 template <typename Use>
 void for_images(const Votes& votes, const Use& use) {
-  int64_t size = votes.by_image < votes.by_child ? TOGETHER : 1, parts = (votes.images + size - 1) / size;
+  int64_t size = votes.child_by_child() ? TOGETHER : 1, parts = (votes.images + size - 1) / size;
   at::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
     for (int64_t part = begin; part < end; ++part)
       use(part * size, std::min(size, votes.images - part * size));

@@ -33,6 +33,7 @@ from dualcaps.cli.robustness import Robustness
 from dualcaps.cli.serve import Serve
 from dualcaps.cli.train import Train
 from dualcaps.errors import DualcapsError, Terminated, describe_os_error
+from dualcaps.memory import keep_memory
 from dualcaps.registry import load_plugin
 from dualcaps.signals import signals_as_exceptions
 from dualcaps.threads import prepare_threads
@@ -84,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             failed; 130 when interrupted, 143 when terminated.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch then asks for large pages, and waits for fewer of them
+    keep_memory()
     make_printable(sys.stdout, sys.stderr)
     if not is_first_process():
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115

@@ -31,6 +31,7 @@ LAYERS = [
     "export",
     "serve",
     "estimator",
+    "memory",
     "threads",
     "bench",
     "study",

@@ -89,6 +89,14 @@ class Said(NamedTuple):
     err: str
 
 
+@pytest.fixture(scope="session", autouse=True)
+def memory_is_not_kept() -> Iterator[None]:
+    """Commands that are run in this process do not change how it takes memory, which some tests measure."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dualcaps.cli.keep_memory", lambda: False)
+        yield
+
+
 @pytest.fixture
 def run_cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Said]:
     """Run the command line as a user would, with wide output."""

@@ -160,6 +160,22 @@ def test_warnings_for_users_are_notes_and_filters_are_restored(
     assert warnings.filters == filters
 
 
+def test_trainings_keep_memory_and_other_commands_ask_for_large_pages(
+    run_cli: Callable, monkeypatch: pytest.MonkeyPatch
+):
+    kept = []
+    monkeypatch.setattr("dualcaps.cli.keep_memory", lambda: kept.append(True))
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "")
+    monkeypatch.delenv("THP_MEM_ALLOC_ENABLE")
+    for command in ("train", "reproduce", "bench"):
+        run_cli(command, "--help")
+    assert kept == [True] * 3
+    assert "THP_MEM_ALLOC_ENABLE" not in os.environ
+    run_cli("predict", "--help")
+    assert kept == [True] * 3
+    assert os.environ["THP_MEM_ALLOC_ENABLE"] == "1"
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="sends signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_at_any_time_ends_the_program_in_one_line(number: signal.Signals, shapes_folder: Path):

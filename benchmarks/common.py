@@ -19,7 +19,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line does, for all candidates
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as the command line does, for all candidates
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import platformdirs
 import psutil
@@ -30,13 +31,10 @@ from scipy.stats import t
 from dualcaps import ImageSplit, Network
 from dualcaps.bench import Timing, interleave, matrix_rate, our_training
 from dualcaps.inference import Precision, choose_device, choose_precision
-from dualcaps.memory import keep_memory
 from dualcaps.runs.files import write_csv
 from dualcaps.runs.run import Run
 from dualcaps.runs.run import environment as machine_and_versions
 from dualcaps.study.statistics import ENOUGH_SEEDS, difference, pooled_variance
-
-keep_memory()  # as the command line does
 
 ROOT = Path(__file__).parents[1]
 FIELDS = (

@@ -15,10 +15,13 @@ def keep_memory() -> bool:
     every page anew.
 
     Returns:
-        Whether memory is kept from now on.
+        Whether memory is kept in this way.
     """
-    if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
+    if sys.platform != "linux":
         return False
+    given = {name: value for name, value in os.environ.items() if name.startswith("MALLOC_")}
+    if given:  # by the user, or by the process that started this one
+        return given == {name: str(value) for name, (_, value) in _SETTINGS.items()}
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):  # another C library

@@ -164,7 +164,12 @@ def test_trainings_keep_memory_and_other_commands_ask_for_large_pages(
     run_cli: Callable, monkeypatch: pytest.MonkeyPatch
 ):
     kept = []
-    monkeypatch.setattr("dualcaps.cli.keep_memory", lambda: kept.append(True))
+
+    def keep_memory() -> bool:
+        kept.append(True)
+        return True
+
+    monkeypatch.setattr("dualcaps.cli.keep_memory", keep_memory)
     monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "")
     monkeypatch.delenv("THP_MEM_ALLOC_ENABLE")
     for command in ("train", "reproduce", "bench"):
@@ -173,6 +178,14 @@ def test_trainings_keep_memory_and_other_commands_ask_for_large_pages(
     assert "THP_MEM_ALLOC_ENABLE" not in os.environ
     run_cli("predict", "--help")
     assert kept == [True] * 3
+    assert os.environ["THP_MEM_ALLOC_ENABLE"] == "1"
+
+
+def test_trainings_that_cannot_keep_memory_ask_for_large_pages(run_cli: Callable, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("dualcaps.cli.keep_memory", lambda: False)
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "")
+    monkeypatch.delenv("THP_MEM_ALLOC_ENABLE")
+    run_cli("train", "--help")
     assert os.environ["THP_MEM_ALLOC_ENABLE"] == "1"
 
 

@@ -40,16 +40,20 @@ def gradients(output: Tensor, *leaves: Tensor) -> tuple[Tensor, ...]:
 
 def assert_convolves(
     convolve: Callable[[Tensor, Tensor, Tensor | None, int], Tensor],
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
+    layer: dict[str, int],
     padding: int,
+    *,
+    with_bias: bool,
+    channels_last: bool,
 ) -> None:
-    """Compare values and gradients with those of torch in float64."""
-    leaves = [values.requires_grad_() for values in (input, weight, bias) if values is not None]
+    """Compare values and gradients of a random layer with those of torch in float64."""
+    input, weight, bias = random_layer(**layer)
+    if channels_last:
+        input, weight = (values.contiguous(memory_format=torch.channels_last) for values in (input, weight))
+    leaves = [values.requires_grad_() for values in (input, weight, *([bias] if with_bias else []))]
     exact = [values.detach().double().requires_grad_() for values in leaves]
     expected = nn.functional.conv2d(*exact, padding=padding)
-    found = convolve(input, weight, bias, padding)
+    found = convolve(input, weight, bias if with_bias else None, padding)
     assert found.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(found.double(), expected, atol=2e-5, rtol=0)
     for ours, theirs in zip(gradients(found.double(), *leaves), gradients(expected, *exact), strict=True):
@@ -77,67 +81,47 @@ def recorded_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.mark.slow
 @given(
-    images=st.integers(1, 5),
-    # Of one to three panels, whose last are whole, half full or narrower than a register.
-    inputs=st.sampled_from([8, 18, 24, 40, 72]),
-    outputs=st.sampled_from([8, 16, 40, 64]),
-    rows=st.integers(3, 14),
-    columns=st.integers(3, 14),
-    kernel=st.sampled_from([2, 3]),
+    layer=st.fixed_dictionaries(
+        {
+            "images": st.integers(1, 5),
+            # Of one to three panels, whose last are whole, half full or narrower than a register.
+            "inputs": st.sampled_from([8, 18, 24, 40, 72]),
+            "outputs": st.sampled_from([8, 16, 40, 64]),
+            "rows": st.integers(3, 14),
+            "columns": st.integers(3, 14),
+            "kernel": st.sampled_from([2, 3]),
+        }
+    ),
     padding=st.integers(0, 1),
     with_bias=st.booleans(),
     channels_last=st.booleans(),
 )
 def test_values_and_gradients_are_those_of_a_direct_convolution(
-    folder: Path,
-    images: int,
-    inputs: int,
-    outputs: int,
-    rows: int,
-    columns: int,
-    kernel: int,
-    padding: int,
-    with_bias: bool,
-    channels_last: bool,
+    folder: Path, layer: dict[str, int], padding: int, with_bias: bool, channels_last: bool
 ):
-    input, weight, bias = random_layer(
-        images=images, inputs=inputs, outputs=outputs, rows=rows, columns=columns, kernel=kernel
-    )
-    if channels_last:
-        input, weight = (values.contiguous(memory_format=torch.channels_last) for values in (input, weight))
-    assert_convolves(kernels.conv2d, input, weight, bias if with_bias else None, padding)
+    assert_convolves(kernels.conv2d, layer, padding, with_bias=with_bias, channels_last=channels_last)
 
 
 @pytest.mark.slow
 @given(
-    images=st.integers(0, 5),
-    inputs=st.integers(1, 5),
-    outputs=st.sampled_from([16, 48, 64]),
-    rows=st.integers(5, 14),
-    columns=st.integers(5, 14),
-    kernel=st.sampled_from([2, 3, 5]),
+    layer=st.fixed_dictionaries(
+        {
+            "images": st.integers(0, 5),
+            "inputs": st.integers(1, 5),
+            "outputs": st.sampled_from([16, 48, 64]),
+            "rows": st.integers(5, 14),
+            "columns": st.integers(5, 14),
+            "kernel": st.sampled_from([2, 3, 5]),
+        }
+    ),
     padding=st.integers(0, 2),
     with_bias=st.booleans(),
     channels_last=st.booleans(),
 )
 def test_few_channels_are_convolved_as_by_torch(
-    folder: Path,
-    images: int,
-    inputs: int,
-    outputs: int,
-    rows: int,
-    columns: int,
-    kernel: int,
-    padding: int,
-    with_bias: bool,
-    channels_last: bool,
+    folder: Path, layer: dict[str, int], padding: int, with_bias: bool, channels_last: bool
 ):
-    input, weight, bias = random_layer(
-        images=images, inputs=inputs, outputs=outputs, rows=rows, columns=columns, kernel=kernel
-    )
-    if channels_last:
-        input, weight = (values.contiguous(memory_format=torch.channels_last) for values in (input, weight))
-    assert_convolves(kernels.few_channels_conv2d, input, weight, bias if with_bias else None, padding)
+    assert_convolves(kernels.few_channels_conv2d, layer, padding, with_bias=with_bias, channels_last=channels_last)
 
 
 @pytest.mark.slow

@@ -85,9 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             failed; 130 when interrupted, 143 when terminated.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if given[:1] in _COMPUTING:
-        keep_memory()
-    else:
+    if given[:1] not in _COMPUTING or not keep_memory():
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch then asks for large pages, and waits for fewer
     make_printable(sys.stdout, sys.stderr)
     if not is_first_process():

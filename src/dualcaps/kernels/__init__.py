@@ -102,13 +102,18 @@ def is_float32_on_cpu(input: Tensor) -> bool:
     )
 
 
+def _has_stride_one(layer: nn.Conv2d) -> bool:
+    """Whether a convolution sums every pixel under its filters, at each position, with zeros around the image."""
+    plain = (layer.stride, layer.dilation, layer.groups) == ((1, 1), (1, 1), 1)
+    return plain and layer.padding_mode == "zeros"
+
+
 def takes_convolution(layer: nn.Conv2d) -> bool:
     """Whether a convolution is faster by `conv2d`."""
     return (
         layer.kernel_size in ((2, 2), (3, 3))
         and layer.padding in ((0, 0), (1, 1))
-        and (layer.stride, layer.dilation, layer.groups) == ((1, 1), (1, 1), 1)
-        and layer.padding_mode == "zeros"
+        and _has_stride_one(layer)
         and layer.out_channels % _LANES == 0
         and min(layer.in_channels, layer.out_channels) >= _FEWEST
     )
@@ -121,8 +126,7 @@ def takes_few_channels(layer: nn.Conv2d) -> bool:
         and layer.out_channels % 16 == 0
         and layer.kernel_size in ((2, 2), (3, 3), (5, 5))
         and layer.padding in ((0, 0), (1, 1), (2, 2))
-        and (layer.stride, layer.dilation, layer.groups) == ((1, 1), (1, 1), 1)
-        and layer.padding_mode == "zeros"
+        and _has_stride_one(layer)
     )
 
 

@@ -58,11 +58,11 @@ inline std::tuple<at::Tensor, at::Tensor> few_channels_conv2d_backward(const at:
       const float* slope = of_slopes + row * columns * outputs;
       auto add = [&](const float* a, int64_t by_pixel, int64_t count, int64_t first) {
         for (int64_t output = 0; output < outputs; output += PANEL) {
-          for_tile(count, std::min(PANEL, outputs - output), [&](auto height, auto vectors) {
-            Vector sum[height][vectors] = {};
+          for_tile(count, std::min(PANEL, outputs - output), [&](auto tile_rows, auto vectors) {
+            Vector sum[tile_rows][vectors] = {};
             accumulate(sum, a, 1, by_pixel, slope + output, outputs, columns);
             float* to = sums_of_thread + first * outputs + output;
-            for (int m = 0; m < height; ++m)
+            for (int m = 0; m < tile_rows; ++m)
               for (int v = 0; v < vectors; ++v) vector_at(to + m * outputs + v * VECTOR) += sum[m][v];
           });
         }
